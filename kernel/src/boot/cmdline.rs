@@ -1,0 +1,95 @@
+//! The command line: `segue.KEY=VALUE` words for the runtime, then `--` and the app's arguments.
+
+use arrayvec::ArrayString;
+
+/// Longest command line, in bytes.
+pub const MAX: usize = 2048;
+
+/// A command line, kept as it came (less what is past [`MAX`] or not UTF-8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    text: ArrayString<MAX>,
+}
+
+impl CommandLine {
+    /// From bytes up to the first NUL.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let bytes = bytes.split(|b| *b == 0).next().unwrap_or_default();
+        let mut text = ArrayString::new();
+        for chunk in bytes.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                if text.try_push(c).is_err() {
+                    return Self { text };
+                }
+            }
+        }
+        Self { text }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.text.split_ascii_whitespace()
+    }
+
+    /// The value of `segue.KEY`; the last one said counts.
+    #[must_use]
+    pub fn option(&self, key: &str) -> Option<&str> {
+        self.words()
+            .take_while(|w| *w != "--")
+            .filter_map(|w| w.strip_prefix("segue.")?.strip_prefix(key)?.strip_prefix('='))
+            .last()
+    }
+
+    /// The app's arguments: what stands after `--`.
+    pub fn args(&self) -> impl Iterator<Item = &str> {
+        self.words().skip_while(|w| *w != "--").skip(1)
+    }
+
+    /// The same options with other arguments for the app; `None` if that is too long.
+    #[must_use]
+    pub fn with_args<'a>(&'a self, args: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut text = ArrayString::new();
+        let options = self.words().take_while(|w| *w != "--");
+        for word in options.chain(["--"]).chain(args) {
+            if !text.is_empty() {
+                text.try_push(' ').ok()?;
+            }
+            text.try_push_str(word).ok()?;
+        }
+        Some(Self { text })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn options_end_where_arguments_begin() {
+        let c = CommandLine::from_bytes(
+            b"console=x segue.log=info  segue.shared_info=ram segue.log=warn -- clock a --b segue.log=no\0junk",
+        );
+        assert_eq!(c.option("log"), Some("warn"));
+        assert_eq!(c.option("shared_info"), Some("ram"));
+        assert_eq!(c.option("shared"), None);
+        assert_eq!(c.args().collect::<Vec<_>>(), ["clock", "a", "--b", "segue.log=no"]);
+        let d = c.with_args(["x", "y"].into_iter()).unwrap();
+        assert_eq!(d.as_str(), "console=x segue.log=info segue.shared_info=ram segue.log=warn -- x y");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_command_line(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let c = CommandLine::from_bytes(&bytes);
+            let _ = (c.option("log"), c.args().count(), c.with_args(["a"].into_iter()));
+            prop_assert!(c.as_str().len() <= MAX);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What an image knows of the machine it runs on, however it came to run.
+
+use crate::boot::cmdline::CommandLine;
+use crate::boot::info::{EntryKind, MAX_EXTENTS, MAX_MODULES, Module};
+use crate::cpu::Features;
+use crate::image::{AbiRange, Ident};
+use crate::memory::{ExtentSet, Gfn, vm};
+use crate::xen::carve::Carve;
+use crate::xen::events::Ports;
+use crate::xen::hypercall::{self, XenError};
+use crate::xen::shared_info::{self, Home};
+use crate::xen::{Committed, console};
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hermit_sync::OnceCell;
+
+/// Handover ABI versions that this kernel speaks (I12).
+pub const ABI: AbiRange = match AbiRange::new(1, 1) {
+    Some(range) => range,
+    None => panic!("1..=1 is a range"),
+};
+
+/// What does not change while an image runs.
+#[derive(Debug)]
+pub struct Machine {
+    /// How this image came to run.
+    pub entry: EntryKind,
+    /// 1 for the image the domain booted, one more for each commit.
+    pub generation: u64,
+    /// RAM, in whole frames.
+    pub ram: ExtentSet<MAX_EXTENTS>,
+    /// The command line.
+    pub cmdline: CommandLine,
+    /// Ramdisk or modules.
+    pub modules: ArrayVec<Module, MAX_MODULES>,
+    /// ACPI's RSDP.
+    pub rsdp: Option<u64>,
+    /// The domain has an HVM machine's devices (a UART).
+    pub hvm: bool,
+    /// Xen's version.
+    pub xen: (u16, u16),
+    /// The processor.
+    pub features: Features,
+    /// Frames for what Xen writes; the first is shared_info's.
+    pub carve: Carve,
+}
+
+impl Machine {
+    /// The carved frame that shared_info is in, or moves to in a switch.
+    #[must_use]
+    pub fn final_home(&self) -> Gfn {
+        self.carve.range().start()
+    }
+}
+
+static MACHINE: OnceCell<Machine> = OnceCell::new();
+static PORTS: OnceCell<Ports> = OnceCell::new();
+/// shared_info is in RAM at this frame; 0 when it is in its carved frame.
+static HOME_IN_RAM: AtomicU64 = AtomicU64::new(0);
+
+/// Sets the machine, once.
+pub(crate) fn set_machine(machine: Machine) -> &'static Machine {
+    MACHINE.get_or_init(|| machine)
+}
+
+/// The machine. Only after the start has found it: before, there is no clock and no memory.
+#[must_use]
+pub fn machine() -> &'static Machine {
+    match MACHINE.get() {
+        Some(machine) => machine,
+        None => unreachable!("the machine is set before anything asks for it"),
+    }
+}
+
+/// This image's generation, 1 before it is known.
+#[must_use]
+pub fn generation() -> u64 {
+    MACHINE.get().map_or(1, |m| m.generation)
+}
+
+/// The modules that came with the image.
+#[must_use]
+pub fn modules() -> &'static [Module] {
+    MACHINE.get().map_or(&[], |m| &m.modules)
+}
+
+pub(crate) fn set_ports(ports: Ports) {
+    let _ = PORTS.set(ports);
+}
+
+/// The event channel ports.
+#[must_use]
+pub fn ports() -> Option<&'static Ports> {
+    PORTS.get()
+}
+
+/// Where shared_info is.
+#[must_use]
+pub fn home() -> Home {
+    match Gfn::new(HOME_IN_RAM.load(Ordering::Acquire)) {
+        Some(gfn) if gfn.as_u64() != 0 => Home::Ram(gfn),
+        _ => Home::Mmio(machine().final_home()),
+    }
+}
+
+pub(crate) fn set_home_in_ram(gfn: Gfn) {
+    HOME_IN_RAM.store(gfn.as_u64(), Ordering::Release);
+}
+
+/// Frames outside RAM that every image maps: shared_info's and the console ring.
+#[must_use]
+pub fn device_frames(_: Committed) -> ArrayVec<Gfn, 4> {
+    let mut frames = ArrayVec::new();
+    frames.push(machine().final_home());
+    frames.extend(console::get().map(|c| c.gfn));
+    frames
+}
+
+/// Moves shared_info to `to` and reads the clock there from now on.
+///
+/// # Safety
+/// No other vCPU runs (I6), and `to` is the carved frame.
+///
+/// # Errors
+/// As Xen says; nothing has changed.
+pub unsafe fn move_shared_info(token: Committed, to: Gfn) -> Result<(), XenError> {
+    // SAFETY: the caller's promise; the frame is mapped in this image's tables.
+    unsafe {
+        hypercall::map_shared_info(token, to)?;
+        shared_info::set_home(to);
+    }
+    HOME_IN_RAM.store(0, Ordering::Release);
+    Ok(())
+}
+
+/// Makes the hole that shared_info left RAM again, and gives it to the frame allocator.
+pub fn refill_hole(token: Committed, gfn: Gfn) {
+    match hypercall::populate_hole(token, gfn) {
+        // SAFETY: the frame was this image's (or the old one's) and is empty RAM now.
+        Ok(()) => unsafe { vm::free_frames(gfn.extent()) },
+        // Without the frame the domain is 4 KiB smaller: it is never handed out.
+        Err(e) => console::println!("segue: hole gfn={gfn:?} stays: {e}"),
+    }
+}
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __image_end: u8;
+}
+
+/// Address of the image's first byte.
+#[must_use]
+pub fn image_base() -> u64 {
+    (&raw const __image_start).addr() as u64
+}
+
+/// Address after the image's last byte.
+#[must_use]
+pub fn image_end() -> u64 {
+    (&raw const __image_end).addr() as u64
+}
+
+/// The note that says who this image is; the image builder writes name and version into it.
+#[repr(C)]
+struct IdentNote {
+    header: [u32; 3],
+    owner: [u8; 8],
+    desc: [u8; Ident::DESC_LEN],
+}
+
+#[used]
+#[unsafe(link_section = ".note.segue")]
+static IDENT: IdentNote = IdentNote {
+    header: [Ident::NOTE_OWNER.len() as u32, Ident::DESC_LEN as u32, Ident::NOTE_TYPE],
+    owner: *b"Segue\0\0\0",
+    desc: ident_desc(),
+};
+
+const fn ident_desc() -> [u8; Ident::DESC_LEN] {
+    let mut desc = [0; Ident::DESC_LEN];
+    desc[0] = ABI.min() as u8;
+    desc[4] = ABI.max() as u8;
+    desc
+}
+
+/// Who this image is.
+#[must_use]
+pub fn ident() -> Option<Ident> {
+    // SAFETY: a plain array; volatile because the builder changes it after the compiler has seen it.
+    let desc = unsafe { (&raw const IDENT.desc).read_volatile() };
+    Ident::parse(&desc).ok()
+}
+
+
+/// Whether the app commits by itself (`segue::trial!()`), rather than when its main starts.
+#[must_use]
+pub fn wants_trial() -> bool {
+    unsafe extern "C" {
+        static __flags_start: u8;
+        static __flags_end: u8;
+    }
+    let len = (&raw const __flags_end).addr() - (&raw const __flags_start).addr();
+    len > 0
+}

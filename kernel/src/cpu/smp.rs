@@ -1,0 +1,301 @@
+//! The other vCPUs: started by INIT-SIPI at first boot, released from the park pages after a
+//! switch; idle, they block in the hypervisor until they have a job.
+
+use crate::cpu::percpu::{self, MAX, PerCpu};
+use crate::cpu::{Features, apic, tables};
+use crate::memory::workspace::Workspace;
+use crate::memory::{Gfn, vm};
+use crate::xen::hypercall;
+use crate::xen::{Committed, shared_info};
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use hermit_sync::OnceCell;
+
+/// Offset of the parameters in the SIPI page.
+pub const SIPI_PARAMS: usize = 0xfc0;
+/// CR0: PG, WP, NE, ET, MP, PE.
+pub const CR0_BOOT: u32 = 0x8001_0033;
+/// CR4: OSXMMEXCPT, OSFXSR, PAE.
+pub const CR4_BOOT: u32 = 0x620;
+/// EFER: NXE, LME.
+pub const EFER_BOOT: u32 = 0x900;
+
+/// What a vCPU that starts in the SIPI page is given.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SipiParams {
+    /// Root of the page tables, below 4 GiB; they map the page executable.
+    pub cr3: u32,
+    /// Where to go in 64-bit mode.
+    pub entry: u64,
+    /// RDI there.
+    pub arg: u64,
+    /// RSP there.
+    pub stack: u64,
+}
+
+core::arch::global_asm!(include_str!("sipi.S"), options(att_syntax),
+    params = const SIPI_PARAMS,
+    params_cr3 = const offset_of!(SipiParams, cr3),
+    params_entry = const offset_of!(SipiParams, entry),
+    params_arg = const offset_of!(SipiParams, arg),
+    params_stack = const offset_of!(SipiParams, stack),
+    cr0_boot = const CR0_BOOT,
+    cr4_boot = const CR4_BOOT,
+    efer_boot = const EFER_BOOT,
+);
+
+unsafe extern "C" {
+    static __sipi_start: u8;
+    static __sipi_end: u8;
+    static segue_boot_tables: u8;
+}
+
+/// Writes the SIPI page.
+///
+/// # Safety
+/// The frame is mapped writable, below 1 MiB, and no vCPU starts in it now.
+pub unsafe fn write_sipi_page(page: Gfn, params: SipiParams) {
+    let to = page.addr().as_ptr::<u8>();
+    // SAFETY: the caller's promise; the linker script asserts that the code fits a page, and
+    // that is checked against the parameters below.
+    unsafe {
+        let from = &raw const __sipi_start;
+        let len = (&raw const __sipi_end).addr() - from.addr();
+        if len <= SIPI_PARAMS {
+            core::ptr::copy_nonoverlapping(from, to, len);
+        }
+        to.add(SIPI_PARAMS).cast::<SipiParams>().write_unaligned(params);
+    }
+}
+
+/// What the vCPUs share; set before the second one runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// This image's workspace.
+    pub workspace: Workspace,
+    /// Root of its page tables.
+    pub root: u64,
+    /// What to enable on each.
+    pub features: Features,
+}
+
+static SHARED: OnceCell<Shared> = OnceCell::new();
+/// vCPUs that run this image.
+static ONLINE: AtomicU32 = AtomicU32::new(1);
+
+/// Sets what the vCPUs share.
+pub fn set_shared(shared: Shared) {
+    let _ = SHARED.set(shared);
+}
+
+/// What the vCPUs share.
+pub fn shared() -> Option<&'static Shared> {
+    SHARED.get()
+}
+
+/// Number of vCPUs that run this image.
+pub fn online() -> u32 {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// Why a vCPU could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartError {
+    /// The one.
+    pub vcpu: u32,
+}
+
+/// How long a vCPU may take to start, in ns.
+const START_LIMIT_NS: u64 = 2_000_000_000;
+
+/// Starts all other vCPUs, one after the other; `apic_ids` is by vCPU.
+///
+/// # Errors
+/// One did not come up in two seconds.
+///
+/// # Safety
+/// `page` is a frame below 1 MiB that is mapped writable and nobody else's; the workspace and
+/// [`set_shared`] are done.
+pub unsafe fn start_others(
+    token: Committed,
+    page: Gfn,
+    apic_ids: &[u32],
+) -> Result<(), StartError> {
+    let Some(shared) = shared() else { return Ok(()) };
+    for (vcpu, apic_id) in (0u32..).zip(apic_ids) {
+        if vcpu == percpu::this().vcpu() {
+            continue;
+        }
+        let Some(area) = shared.workspace.vcpu(vcpu) else { return Err(StartError { vcpu }) };
+        // SAFETY: the vCPU does not run; its data is nobody's; the boot tables map all below
+        // 4 GiB, and the image is there (or the Linux and PVH entries could not have run).
+        unsafe {
+            vm::prepare_vcpu(&shared.workspace, vcpu);
+            write_sipi_page(page, SipiParams {
+                cr3: (&raw const segue_boot_tables).addr() as u32,
+                entry: started as *const () as u64,
+                arg: u64::from(vcpu),
+                stack: area.stack.end_addr() - 8,
+            });
+        }
+        let before = online();
+        apic::init(token, *apic_id);
+        apic::startup(token, *apic_id, page.as_u64() as u8);
+        let deadline = shared_info::now() + START_LIMIT_NS;
+        while online() == before {
+            if shared_info::now() > deadline {
+                return Err(StartError { vcpu });
+            }
+            core::hint::spin_loop();
+        }
+    }
+    Ok(())
+}
+
+/// A vCPU comes here from the SIPI page, on the boot tables and its own stack.
+extern "C" fn started(vcpu: u64) -> ! {
+    let Some(shared) = SHARED.get() else { halt() };
+    // SAFETY: the tables were built for this image, map all this code and the stack as they are.
+    unsafe {
+        core::arch::asm!("mov cr3, {}", in(reg) shared.root, options(nostack));
+    }
+    // SAFETY: `start_others` prepared this vCPU's data.
+    unsafe { come_up(shared, vcpu as u32) };
+    shared.features.enable();
+    let Some(token) = Committed::get() else { halt() };
+    apic::enable(token);
+    if let Some(ports) = crate::boot::ports() {
+        ports.enable_on(token, percpu::this());
+    }
+    ONLINE.fetch_add(1, Ordering::AcqRel);
+    idle(token)
+}
+
+/// A vCPU comes here from the park pages after the commit: on this image's tables and its own
+/// stack, the features enabled by the image before, the park interrupt still in service (I12).
+pub(crate) extern "C" fn released(vcpu: u64) -> ! {
+    let Some(shared) = SHARED.get() else { halt() };
+    // SAFETY: the commit prepared this vCPU's data.
+    unsafe { come_up(shared, vcpu as u32) };
+    if let Some(ports) = crate::boot::ports() {
+        ports.adopt_on(percpu::this());
+    }
+    let Some(token) = Committed::get() else { halt() };
+    ONLINE.fetch_add(1, Ordering::AcqRel);
+    apic::eoi(token);
+    apic::enable(token);
+    idle(token)
+}
+
+/// GS, descriptor tables.
+///
+/// # Safety
+/// Called once on vCPU `vcpu`, whose data is prepared; interrupts are off.
+unsafe fn come_up(shared: &Shared, vcpu: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(cpu) = vm::vcpu_data(&shared.workspace, vcpu) else { halt() };
+        cpu.install(vcpu);
+        let Some(stacks) = vm::fault_stacks(&shared.workspace, vcpu) else { halt() };
+        tables::load(cpu, stacks);
+    }
+}
+
+/// Stops this vCPU for good.
+fn halt() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
+/// A function for a vCPU to run, and its argument.
+struct Mailbox {
+    function: AtomicUsize,
+    argument: AtomicU64,
+}
+
+static MAILBOXES: [Mailbox; MAX] =
+    [const { Mailbox { function: AtomicUsize::new(0), argument: AtomicU64::new(0) } }; MAX];
+
+/// Has a vCPU run `job(argument)` when it is idle, with interrupts on.
+///
+/// # Errors
+/// There is no such vCPU, it is the caller, or it has a job already.
+pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
+    let token = Committed::get().ok_or(RunError::NoVcpu)?;
+    if vcpu >= online() || vcpu == percpu::this().vcpu() {
+        return Err(RunError::NoVcpu);
+    }
+    let mailbox = MAILBOXES.get(vcpu as usize).ok_or(RunError::NoVcpu)?;
+    if mailbox.function.load(Ordering::Acquire) != 0 {
+        return Err(RunError::Busy);
+    }
+    mailbox.argument.store(argument, Ordering::Relaxed);
+    mailbox.function.store(job as usize, Ordering::Release);
+    wake(token, vcpu);
+    Ok(())
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunError {
+    /// Not online, or the calling vCPU itself.
+    NoVcpu,
+    /// It has a job.
+    Busy,
+}
+
+fn wake(token: Committed, vcpu: u32) {
+    if let Some(shared) = SHARED.get() {
+        // SAFETY: the vCPU is online, so its data is prepared and stays.
+        if let Some(port) =
+            unsafe { vm::vcpu_data(&shared.workspace, vcpu) }.and_then(PerCpu::ipi_port)
+        {
+            let _ = hypercall::send(token, port);
+        }
+    }
+}
+
+/// Runs jobs; blocks while there is none.
+fn idle(token: Committed) -> ! {
+    let mailbox = &MAILBOXES[percpu::this().vcpu() as usize % MAX];
+    loop {
+        x86_64::instructions::interrupts::disable();
+        let job = mailbox.function.load(Ordering::Acquire);
+        if job == 0 {
+            wait_for_event(token);
+            continue;
+        }
+        x86_64::instructions::interrupts::enable();
+        // SAFETY: only `run_on` writes nonzero values, and they are `fn(u64)`.
+        let job: fn(u64) = unsafe { core::mem::transmute(job) };
+        job(mailbox.argument.load(Ordering::Relaxed));
+        mailbox.function.store(0, Ordering::Release);
+    }
+}
+
+/// Blocks until an event or interrupt comes; call with interrupts off, returns with them on.
+pub fn wait_for_event(_: Committed) {
+    percpu::this().count_exit();
+    x86_64::instructions::interrupts::enable_and_hlt();
+}
+
+/// Sleeps until `deadline` of system time, in ns.
+pub fn sleep_until(token: Committed, deadline: u64) {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        if shared_info::now() >= deadline {
+            x86_64::instructions::interrupts::enable();
+            return;
+        }
+        if hypercall::set_singleshot_timer(token, deadline).is_err() {
+            x86_64::instructions::interrupts::enable();
+            core::hint::spin_loop();
+            continue;
+        }
+        wait_for_event(token);
+    }
+}
+

@@ -1,0 +1,4 @@
+//! Emulated devices: those that HVM domains have before anything paravirtual is up.
+
+pub mod pci;
+pub mod uart;

@@ -1,0 +1,38 @@
+//! The end of the domain.
+
+use crate::replace::trial;
+use crate::xen::console::{self, emergency_println};
+use crate::xen::hypercall::{self, ShutdownReason};
+use crate::xen::Committed;
+
+/// Ends the domain with `reason`; in a trial, gives the trial up.
+pub fn end(reason: ShutdownReason) -> ! {
+    let name = match reason {
+        ShutdownReason::Poweroff => "poweroff",
+        ShutdownReason::Reboot => "reboot",
+        ShutdownReason::Crash => "crash",
+    };
+    let Some(token) = Committed::get() else {
+        trial::give_up(format_args!("exit without commit: {name}"));
+    };
+    x86_64::instructions::interrupts::disable();
+    emergency_println!("segue: shutdown reason={name}");
+    console::flush();
+    hypercall::shutdown(token, reason)
+}
+
+/// Reports a panic, then ends the domain (or the trial).
+pub fn panic(location: Option<&core::panic::Location<'_>>, message: &dyn core::fmt::Display) -> ! {
+    let at = |f: &mut core::fmt::Formatter<'_>| match location {
+        Some(l) => write!(f, "{}:{}", l.file(), l.line()),
+        None => f.write_str("unknown"),
+    };
+    let at = core::fmt::from_fn(at);
+    if Committed::get().is_none() {
+        trial::give_up(format_args!("panic at={at} message={message}"));
+    }
+    let generation = crate::boot::generation();
+    let message = crate::xen::console::Escaped(message);
+    emergency_println!("segue: panic generation={generation} at={at} message=\"{message}\"");
+    end(ShutdownReason::Crash)
+}

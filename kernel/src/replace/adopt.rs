@@ -1,0 +1,292 @@
+//! The new image's side of the switch: start on trial, then commit.
+//!
+//! On entry (`segue_handover_entry`): 64-bit mode with the features of the image before, the
+//! trial's page tables, the main stack of this image's workspace, the park pages' GDT, IDT and
+//! TSS, interrupts off, all other vCPUs parked, image relocated and zeroed. RDI = the record.
+
+use crate::boot::cmdline::CommandLine;
+use crate::boot::info::{EntryKind, Module};
+use crate::boot::start::{ImageName, mebibytes};
+use crate::boot::{self, Machine};
+use crate::cpu::{Features, percpu, smp, tables};
+use crate::entry;
+use crate::memory::addr::PAGE_SIZE;
+use crate::memory::paging::AddressSpace;
+use crate::memory::vm::{self, TablePool};
+use crate::memory::workspace::Workspace;
+use crate::memory::{Extent, ExtentSet, Gfn, PhysAddr, heap};
+use crate::replace::park::{self, Park, Phase};
+use crate::replace::record::{Kind, Record, RecordError};
+use crate::replace::trial;
+use crate::xen::carve::Carve;
+use crate::xen::console::{self, Console, println};
+use crate::xen::events::Ports;
+use crate::xen::hypercall::{self, Port};
+use crate::xen::{Committed, shared_info};
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering;
+use hermit_sync::{InterruptTicketMutex, OnceCell};
+
+/// What the commit needs of the record.
+struct Pending {
+    kept: ExtentSet<32>,
+    handover: Extent,
+    hole: Option<Gfn>,
+    console: Option<Console>,
+    ports: Ports,
+    workspace: Workspace,
+    root: PhysAddr,
+    pool_used: u64,
+}
+
+static PENDING: InterruptTicketMutex<Option<Pending>> = InterruptTicketMutex::new(None);
+static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
+
+/// Called by `entry.S`.
+pub(crate) extern "C" fn handover(record: u64) -> ! {
+    let tsc = shared_info::rdtsc();
+    // SAFETY: the image before mapped the record readable at this address, two frames at least.
+    let parsed = unsafe { record_bytes(record) }
+        .ok_or(RecordError::Length)
+        .and_then(Record::parse)
+        .and_then(|r| take_over(&r));
+    match parsed {
+        Ok(()) => entry::main(tsc),
+        // Without a record there is no vCPU data and no console: only the gate is sure.
+        Err(e) => trial::give_up(format_args!("{e}")),
+    }
+}
+
+/// # Safety
+/// Two frames are mapped readable at `addr`.
+unsafe fn record_bytes(addr: u64) -> Option<&'static [u8]> {
+    let ptr = PhysAddr::new(addr)?.as_ptr::<u8>();
+    // SAFETY: the caller's promise.
+    Some(unsafe { core::slice::from_raw_parts(ptr, 2 * PAGE_SIZE as usize) })
+}
+
+fn gfn(kind: Kind, n: u64) -> Result<Gfn, RecordError> {
+    Gfn::new(n).ok_or(RecordError::Bad(kind))
+}
+
+fn extent(kind: Kind, start: u64, end: u64) -> Result<Extent, RecordError> {
+    Extent::from_bounds(start, end).ok_or(RecordError::Bad(kind))
+}
+
+fn extents<const N: usize>(record: &Record<'_>, kind: Kind) -> Result<ExtentSet<N>, RecordError> {
+    let mut set = ExtentSet::new();
+    let mut words = record.words(kind)?;
+    while let (Some(start), Some(end)) = (words.next(), words.next()) {
+        set.insert(extent(kind, start, end)?).map_err(|_| RecordError::Bad(kind))?;
+    }
+    Ok(set)
+}
+
+/// Parses the record into types and sets up what a trial needs: this vCPU's data, the clock, the
+/// heap. Touches no memory that isn't this image's.
+fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
+    let [block, block_end, sipi, version] = record.array(Kind::Park)?;
+    if version != u64::from(park::VERSION) {
+        return Err(RecordError::Bad(Kind::Park));
+    }
+    let park = Park::adopt(extent(Kind::Park, block, block_end)?, gfn(Kind::Park, sipi)?)
+        .ok_or(RecordError::Bad(Kind::Park))?;
+    park::set(park);
+
+    let ram: ExtentSet<64> = extents(record, Kind::Ram)?;
+    let [start, end, segments, vcpus] = record.array(Kind::Image)?;
+    let memory = extent(Kind::Image, start, end)?;
+    let workspace = memory
+        .part(segments, memory.frames().saturating_sub(segments))
+        .and_then(|e| Workspace::plan(e, u32::try_from(vcpus).ok()?, ram.end()))
+        .ok_or(RecordError::Bad(Kind::Image))?;
+    let [root, pool_used, vcpu] = record.array(Kind::Tables)?;
+    let vcpu = u32::try_from(vcpu).map_err(|_| RecordError::Bad(Kind::Tables))?;
+    let [home, hole, carve_start, carve_end, carve_used] = record.array(Kind::SharedInfo)?;
+    let carve = extent(Kind::SharedInfo, carve_start, carve_end)?;
+    let carve = Carve::resume(carve, carve_used).ok_or(RecordError::Bad(Kind::SharedInfo))?;
+    let [xen, vmmcall, hvm] = record.array(Kind::Platform)?;
+    let [xsave_size, xcr0, x2apic] = record.array(Kind::Features)?;
+    let features = Features { xsave_size: xsave_size as u32, xcr0, x2apic: x2apic != 0 };
+
+    // SAFETY: the workspace is mapped writable and is this image's; interrupts are off.
+    unsafe {
+        for v in 0..workspace.vcpus() {
+            vm::prepare_vcpu(&workspace, v);
+        }
+        vm::vcpu_data(&workspace, vcpu).ok_or(RecordError::Bad(Kind::Tables))?.install(vcpu);
+        // Mapped readable in the trial, writable after the commit, which is when events matter.
+        shared_info::set_home(gfn(Kind::SharedInfo, home)?);
+        tables::init_idt(features);
+        heap::init(workspace.heap());
+    }
+    hypercall::init(vmmcall != 0);
+    shared_info::continue_after(park.baton().clock.load(Ordering::Relaxed));
+    stamp(&park, Phase::Jump);
+
+    let mut words = record.words(Kind::Ports)?.map(|p| Port(p as u32));
+    let mut ports = Ports {
+        park: words.next().ok_or(RecordError::Missing(Kind::Ports))?,
+        vcpus: ArrayVec::new(),
+    };
+    while let (Some(timer), Some(ipi)) = (words.next(), words.next()) {
+        ports.vcpus.try_push((timer, ipi)).map_err(|_| RecordError::Bad(Kind::Ports))?;
+    }
+    let mut modules = ArrayVec::new();
+    let mut words = record.words(Kind::Modules)?;
+    while let (Some(addr), Some(len)) = (words.next(), words.next()) {
+        modules.try_push(Module { addr, len }).map_err(|_| RecordError::Bad(Kind::Modules))?;
+    }
+    let ids = record.words(Kind::ApicIds)?.map(|id| id as u32).take(percpu::MAX).collect();
+    let _ = APIC_IDS.set(ids);
+    let console = match record.array::<2>(Kind::Console) {
+        Ok([frame, port]) => {
+            Some(Console { gfn: gfn(Kind::Console, frame)?, port: Port(port as u32) })
+        }
+        Err(_) => None,
+    };
+    let [generation] = record.array(Kind::Generation)?;
+    let [rsdp] = record.array(Kind::Rsdp)?;
+    let [start, end] = record.array(Kind::Handover)?;
+    let handover = extent(Kind::Handover, start, end)?;
+    *PENDING.lock() = Some(Pending {
+        kept: extents(record, Kind::Kept)?,
+        handover,
+        hole: gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
+        console,
+        ports,
+        workspace,
+        root: gfn(Kind::Tables, root)?.addr(),
+        pool_used,
+    });
+    boot::set_machine(Machine {
+        entry: EntryKind::Handover,
+        generation,
+        ram,
+        cmdline: CommandLine::from_bytes(record.bytes(Kind::CommandLine)?),
+        modules,
+        rsdp: (rsdp != 0).then_some(rsdp),
+        hvm: hvm != 0,
+        xen: ((xen >> 16) as u16, xen as u16),
+        features,
+        carve,
+    });
+    Ok(())
+}
+
+fn stamp(park: &Park, phase: Phase) {
+    park.baton().times[phase as usize].store(shared_info::now(), Ordering::Relaxed);
+}
+
+/// Step 8, **commit**. Before: this image runs on trial. After: the domain is this image's, with
+/// all vCPUs; the old image's frames are free. Returns at once when there is nothing to commit.
+pub fn commit() {
+    let (Some(park), Some(p)) = (park::get(), PENDING.lock().take()) else { return };
+    stamp(park, Phase::Restore);
+    // SAFETY: tables that the image before built for this one: same code, data and stack, and all
+    // RAM besides; nothing that runs notices.
+    unsafe {
+        core::arch::asm!("mov cr3, {}", in(reg) p.root.as_u64(), options(nostack));
+    }
+    // SAFETY: the control page is mapped now.
+    let Some(token) = (unsafe { park.decide_commit() }) else {
+        // The time was over first: the old image takes this vCPU back any moment.
+        loop {
+            core::hint::spin_loop();
+        }
+    };
+    let cpu = percpu::this();
+    let machine = boot::machine();
+    if let Some(stacks) = vm::fault_stacks(&p.workspace, cpu.vcpu()) {
+        // SAFETY: interrupts are off; the stacks are this vCPU's, which runs on the main stack.
+        unsafe { tables::load(cpu, stacks) };
+    }
+    let (workspace, root) = (p.workspace, p.root.as_u64());
+    smp::set_shared(smp::Shared { workspace, root, features: machine.features });
+    cpu.adopt_apic_id(APIC_IDS.get().and_then(|ids| ids.get(cpu.vcpu() as usize)).copied());
+    p.ports.adopt_on(cpu);
+    let vcpus = p.workspace.vcpus();
+    boot::set_ports(p.ports);
+    stamp(park, Phase::Commit);
+
+    // SAFETY: the verdict is ours; the tables map the entry, and each vCPU has its own stack.
+    unsafe {
+        park.release_others(token, root, smp::released, |v| Some(workspace.vcpu(v)?.stack.end_addr()));
+    }
+    while smp::online() < vcpus {
+        core::hint::spin_loop();
+    }
+    stamp(park, Phase::Adopt);
+    let after = cpu.counters();
+    // The blackout is over: what follows takes whatever time it takes.
+
+    // SAFETY: all vCPUs run this image on its own tables: the old image's frames are nobody's. The
+    // record listed all that is in use; the pool's tables are where the record says.
+    unsafe {
+        let pool = TablePool::resume(workspace.tables(), p.pool_used);
+        let space = AddressSpace::from_root(p.root.gfn());
+        vm::init(&machine.ram, &p.kept, space, pool, workspace);
+        vm::free_frames(p.handover);
+        if let Some(console) = p.console {
+            console::set(console);
+        }
+    }
+    report(token, park, p.hole, after);
+}
+
+/// Refills the hole and prints what happened, the trial's own lines first.
+fn report(token: Committed, park: &Park, hole: Option<Gfn>, after: percpu::Counters) {
+    if let Some(gfn) = hole {
+        boot::refill_hole(token, gfn);
+    }
+    if !park.text().is_empty() {
+        console::write(park.text());
+    }
+    let machine = boot::machine();
+    let baton = park.baton();
+    let time = |phase: Phase| baton.times[phase as usize].load(Ordering::Relaxed);
+    let us = |from: Phase, to: Phase| time(to).saturating_sub(time(from)) / 1000;
+    let count = |i: usize| baton.counters[i].load(Ordering::Relaxed);
+    println!(
+        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} image={}",
+        machine.generation - 1,
+        machine.generation,
+        us(Phase::Begin, Phase::Adopt),
+        us(Phase::Begin, Phase::Quiesce),
+        us(Phase::Quiesce, Phase::Relocate),
+        us(Phase::Relocate, Phase::Jump),
+        us(Phase::Jump, Phase::Start),
+        us(Phase::Start, Phase::Restore),
+        us(Phase::Restore, Phase::Commit),
+        us(Phase::Commit, Phase::Adopt),
+        count(2) + after.p2m_updates,
+        count(0) + after.hypercalls,
+        count(1) + after.exits,
+        smp::online(),
+        ImageName,
+    );
+    println!("segue: commit generation={}", machine.generation);
+    println!(
+        "segue: boot generation={} entry={} vcpus={} memory_mib={} xen={}.{} image={}",
+        machine.generation,
+        machine.entry.name(),
+        smp::online(),
+        mebibytes(&machine.ram),
+        machine.xen.0,
+        machine.xen.1,
+        ImageName,
+    );
+}
+
+/// Whether this image is on trial.
+#[must_use]
+pub fn on_trial() -> bool {
+    Committed::get().is_none()
+}
+
+/// The app has been entered: the trial's start is over.
+pub(crate) fn started() {
+    if let Some(park) = park::get() {
+        stamp(park, Phase::Start);
+    }
+}

@@ -1,0 +1,227 @@
+//! The paravirtual console (public/io/console.h), for HVM and PVH, and what stands in for it: the
+//! UART before it is up and in a panic (HVM), the park pages' buffer in a trial.
+//!
+//! Output never blocks for good: when the backend does not make room within [`PATIENCE_NS`], the
+//! rest of the line is dropped and counted.
+
+use crate::devices::uart;
+use crate::memory::Gfn;
+use crate::replace::trial;
+use crate::xen::hypercall::{self, Port};
+use crate::xen::{Committed, shared_info};
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use hermit_sync::InterruptTicketMutex;
+
+/// How long a writer waits for room, in ns.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+const OUT_SIZE: u32 = 2048;
+
+/// `struct xencons_interface`.
+#[repr(C)]
+struct Ring {
+    input: [u8; 1024],
+    output: [u8; OUT_SIZE as usize],
+    in_cons: AtomicU32,
+    in_prod: AtomicU32,
+    out_cons: AtomicU32,
+    out_prod: AtomicU32,
+}
+
+const _: () = assert!(core::mem::offset_of!(Ring, out_prod) == 3084);
+
+/// The ring and its port: from `HVM_PARAM_CONSOLE_PFN` and `HVM_PARAM_CONSOLE_EVTCHN`.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    /// The ring's frame (shared with the backend).
+    pub gfn: Gfn,
+    /// The port that tells the backend.
+    pub port: Port,
+}
+
+static CONSOLE: InterruptTicketMutex<Option<Console>> = InterruptTicketMutex::new(None);
+/// Bytes that found no room.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+impl Console {
+    /// Asks Xen where the ring is.
+    #[must_use]
+    pub fn find(token: Committed) -> Option<Self> {
+        let get = |index| hypercall::hvm_get_param(token, index).ok().filter(|v| *v != 0);
+        let gfn = Gfn::new(get(hypercall::HVM_PARAM_CONSOLE_PFN)?)?;
+        let port = u32::try_from(get(hypercall::HVM_PARAM_CONSOLE_EVTCHN)?).ok()?;
+        Some(Self { gfn, port: Port(port) })
+    }
+
+    fn ring(&self) -> *mut Ring {
+        self.gfn.addr().as_ptr()
+    }
+
+    /// Bytes in the output ring that the backend has not taken; a backend that lies counts as full.
+    fn used(&self) -> u32 {
+        let ring = self.ring();
+        // SAFETY: `set`'s promise: the ring is mapped; both fields are atomics.
+        let (cons, prod) = unsafe {
+            ((*ring).out_cons.load(Ordering::Acquire), (*ring).out_prod.load(Ordering::Relaxed))
+        };
+        prod.wrapping_sub(cons).min(OUT_SIZE)
+    }
+
+    fn put(&self, token: Committed, bytes: &[u8]) {
+        let ring = self.ring();
+        let mut rest = bytes;
+        let mut deadline = None;
+        while !rest.is_empty() {
+            let room = (OUT_SIZE - self.used()) as usize;
+            if room == 0 {
+                let now = shared_info::now();
+                if now > *deadline.get_or_insert(now + PATIENCE_NS) {
+                    DROPPED.fetch_add(rest.len() as u64, Ordering::Relaxed);
+                    break;
+                }
+                let _ = hypercall::send(token, self.port);
+                hypercall::sched_yield(token);
+                continue;
+            }
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            // SAFETY: the ring is mapped; indices are taken modulo its size; the backend reads up
+            // to out_prod only, which moves after the bytes are there.
+            unsafe {
+                let mut prod = (*ring).out_prod.load(Ordering::Relaxed);
+                let out = (&raw mut (*ring).output).cast::<u8>();
+                for byte in now {
+                    out.add((prod % OUT_SIZE) as usize).write_volatile(*byte);
+                    prod = prod.wrapping_add(1);
+                }
+                fence(Ordering::Release);
+                (*ring).out_prod.store(prod, Ordering::Release);
+            }
+            rest = later;
+        }
+        let _ = hypercall::send(token, self.port);
+    }
+}
+
+/// Makes `console` the console.
+///
+/// # Safety
+/// Its frame is the console ring, mapped writable for as long as this image runs.
+pub unsafe fn set(console: Console) {
+    *CONSOLE.lock() = Some(console);
+}
+
+/// The console, if there is one.
+pub fn get() -> Option<Console> {
+    *CONSOLE.lock()
+}
+
+/// Writes to wherever output goes now.
+pub fn write(bytes: &[u8]) {
+    let Some(token) = Committed::get() else {
+        trial::buffer(bytes);
+        return;
+    };
+    let guard = CONSOLE.lock();
+    match *guard {
+        Some(console) => console.put(token, bytes),
+        None => uart::write(token, bytes),
+    }
+}
+
+/// Waits until the backend has taken everything, a second at most.
+pub fn flush() {
+    let Some(token) = Committed::get() else { return };
+    let Some(console) = CONSOLE.try_lock().and_then(|c| *c) else { return };
+    let deadline = shared_info::now() + PATIENCE_NS;
+    while console.used() != 0 && shared_info::now() < deadline {
+        hypercall::sched_yield(token);
+    }
+}
+
+/// Writes without waiting for a lock that the failed code may hold; the UART where that is so.
+pub fn emergency_write(bytes: &[u8]) {
+    let Some(token) = Committed::get() else {
+        trial::buffer(bytes);
+        return;
+    };
+    match CONSOLE.try_lock().map(|c| *c) {
+        Some(Some(console)) => console.put(token, bytes),
+        _ => uart::write(token, bytes),
+    }
+}
+
+/// A line put together on the stack: one write, no allocation.
+pub struct Line {
+    buf: arrayvec::ArrayString<512>,
+}
+
+impl Line {
+    /// Formats a line; what does not fit 511 bytes is cut off.
+    #[must_use]
+    pub fn format(args: fmt::Arguments<'_>) -> Self {
+        let mut line = Self { buf: arrayvec::ArrayString::new() };
+        let _ = line.write_fmt(args);
+        let end = line.buf.len().min(line.buf.capacity() - 1);
+        while line.buf.len() > end {
+            line.buf.pop();
+        }
+        line.buf.push('\n');
+        line
+    }
+
+    /// The bytes with the newline.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.buf.as_bytes()
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for c in s.chars() {
+            self.buf.try_push(c).map_err(|_| fmt::Error)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.buf)
+    }
+}
+
+/// A message inside quotes: quotes, backslashes and control characters are escaped.
+#[derive(Debug)]
+pub struct Escaped<'a, T: ?Sized>(pub &'a T);
+
+impl<T: fmt::Display + ?Sized> fmt::Display for Escaped<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
+        impl Write for Escape<'_, '_> {
+            fn write_str(&mut self, s: &str) -> fmt::Result {
+                s.chars().flat_map(char::escape_debug).try_for_each(|c| self.0.write_char(c))
+            }
+        }
+        write!(Escape(f), "{}", self.0)
+    }
+}
+
+/// Prints a line on the console.
+macro_rules! println {
+    ($($arg:tt)*) => {
+        $crate::xen::console::write(
+            $crate::xen::console::Line::format(format_args!($($arg)*)).as_bytes())
+    };
+}
+pub(crate) use println;
+
+/// Prints a line from a fault or panic.
+macro_rules! emergency_println {
+    ($($arg:tt)*) => {
+        $crate::xen::console::emergency_write(
+            $crate::xen::console::Line::format(format_args!($($arg)*)).as_bytes())
+    };
+}
+pub(crate) use emergency_println;

@@ -1,0 +1,195 @@
+//! What a Segue app uses beyond Rust's std.
+//!
+//! An app is an ordinary crate with `fn main()`; it depends on this one (`use segue as _;` if it
+//! uses nothing of it) and is built into an image by `make image APP=name`.
+//!
+//! ```no_run
+//! for bundle in segue::bundles() {
+//!     // Comes back only if the image in the bundle was refused or gave up.
+//!     let error = segue::replace_image(bundle).unwrap_err();
+//!     println!("still here: {error}");
+//! }
+//! ```
+#![warn(missing_docs)]
+
+pub use segue_kernel as kernel;
+
+pub use kernel::replace::ReplaceError;
+use kernel::replace::{Options, adopt, trial};
+use kernel::{boot, cpu, memory};
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// Asks for a trial: the app calls [`commit`] when it is satisfied, or [`refuse`]s. Without this an
+/// image commits as soon as its `main` starts. Write it once, outside functions.
+#[macro_export]
+macro_rules! trial {
+    () => {
+        const _: () = {
+            #[used]
+            #[unsafe(link_section = ".segue.flags")]
+            static TRIAL: u8 = 1;
+        };
+    };
+}
+
+/// Called by the kernel before `main`.
+#[unsafe(no_mangle)]
+fn segue_runtime_start() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let message = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("(no message)");
+        kernel::end::panic(info.location(), &message)
+    }));
+}
+
+/// 1 for the image the domain booted, one more for each committed switch.
+#[must_use]
+pub fn generation() -> u64 {
+    boot::generation()
+}
+
+/// Name and version of this image.
+#[must_use]
+pub fn image() -> (String, String) {
+    boot::ident().map_or_else(
+        || ("unnamed".into(), "0".into()),
+        |i| (i.name.as_str().into(), i.version.as_str().into()),
+    )
+}
+
+/// Number of vCPUs.
+#[must_use]
+pub fn vcpus() -> u32 {
+    cpu::smp::online()
+}
+
+/// Free frames of 4 KiB.
+#[must_use]
+pub fn free_frames() -> u64 {
+    memory::vm::free_count()
+}
+
+/// The ramdisk or PVH modules the domain was started with. They pass from image to image.
+#[must_use]
+pub fn modules() -> Vec<&'static [u8]> {
+    boot::modules()
+        .iter()
+        .filter_map(|m| {
+            let ptr = memory::PhysAddr::new(m.addr)?.as_ptr::<u8>();
+            // SAFETY: the loader put these bytes there; their frames are kept for them, mapped,
+            // and written by nobody.
+            Some(unsafe { std::slice::from_raw_parts(ptr, usize::try_from(m.len).ok()?) })
+        })
+        .collect()
+}
+
+/// The bundles in the modules, one after the other; what is no bundle is passed over.
+pub fn bundles() -> impl Iterator<Item = &'static [u8]> {
+    modules().into_iter().flat_map(|module| {
+        let mut rest = module;
+        std::iter::from_fn(move || {
+            let before = rest;
+            let (_, after) = kernel::image::Bundle::split_first(before)?.ok()?;
+            rest = after;
+            before.get(..before.len() - after.len())
+        })
+    })
+}
+
+/// Replaces this image by the one in `bundle`. Returns only if that did not come about.
+///
+/// # Errors
+/// See [`ReplaceError`]: this image goes on as before.
+pub fn replace_image(bundle: &[u8]) -> Result<Infallible, ReplaceError> {
+    Replace::new(bundle).start()
+}
+
+/// A switch with options.
+#[derive(Debug)]
+pub struct Replace<'a> {
+    bundle: &'a [u8],
+    options: Options,
+}
+
+impl<'a> Replace<'a> {
+    /// A switch to the image in `bundle`.
+    #[must_use]
+    pub fn new(bundle: &'a [u8]) -> Self {
+        Self { bundle, options: Options::default() }
+    }
+
+    /// Gives the new image other arguments than this one's, separated by white space.
+    #[must_use]
+    pub fn args(mut self, args: &str) -> Self {
+        self.options.args = Some(args.into());
+        self
+    }
+
+    /// How long the new image may take until it commits (default 2 s).
+    #[must_use]
+    pub fn trial_limit(mut self, limit: Duration) -> Self {
+        self.options.trial_limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// The options themselves, for tests.
+    #[must_use]
+    pub fn options(mut self, change: impl FnOnce(&mut Options)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
+    /// Switches. Returns only if that did not come about.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`]: this image goes on as before.
+    pub fn start(self) -> Result<Infallible, ReplaceError> {
+        kernel::replace::replace_image(self.bundle, &self.options)
+    }
+}
+
+/// Ends the trial: this image takes the domain, the one before is gone. Does nothing when there is
+/// no trial.
+pub fn commit() {
+    adopt::commit();
+}
+
+/// Whether this image is on trial.
+#[must_use]
+pub fn on_trial() -> bool {
+    adopt::on_trial()
+}
+
+/// Gives up the trial: the image before goes on, and its `replace_image` returns `why`.
+///
+/// # Panics
+/// Without a trial, which ends the image like any panic.
+pub fn refuse(why: &str) -> ! {
+    assert!(on_trial(), "refuse() without a trial: {why}");
+    trial::give_up(format_args!("refused: {why}"))
+}
+
+/// The other vCPUs, until there are threads.
+pub mod vcpu {
+    use crate::kernel::cpu::smp;
+    pub use smp::RunError;
+
+    /// Runs `job(argument)` on another vCPU, which has to be idle.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn start(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
+        smp::run_on(vcpu, job, argument)
+    }
+
+    /// The calling vCPU's number.
+    #[must_use]
+    pub fn current() -> u32 {
+        crate::kernel::cpu::percpu::this().vcpu()
+    }
+}

@@ -1,0 +1,43 @@
+//! `segue image`: from a linked app to the files that start it.
+
+use anyhow::{Context, bail};
+use segue_image::{Options, build};
+use segue_kernel::image::{Name, Version};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Make the files that start a linked app.
+///
+/// Writes NAME.img (for `xl`, type hvm), NAME.elf (type pvh) and NAME.bundle (for upgrades).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  segue image --elf target/x86_64-unknown-hermit/image/hello \\\n      --name hello --version 0.1.0 --out target/images")]
+pub struct Arguments {
+    /// The linked app.
+    #[arg(long)]
+    elf: PathBuf,
+    /// Its name: a-z, 0-9 and '-', at most 31 characters.
+    #[arg(long)]
+    name: String,
+    /// Its version, at most 31 visible ASCII characters.
+    #[arg(long)]
+    version: String,
+    /// Where to put the files.
+    #[arg(long, default_value = "target/images")]
+    out: PathBuf,
+}
+
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Some(name) = Name::new(&arguments.name) else {
+        bail!("'{}' is no image name: a-z, 0-9 and '-', at most 31 characters", arguments.name);
+    };
+    let Some(version) = Version::new(&arguments.version) else {
+        bail!("'{}' is no version: at most 31 visible ASCII characters", arguments.version);
+    };
+    let options = Options { elf: arguments.elf, name, version, out_dir: arguments.out };
+    let report = build(&options).context("the image was not built")?;
+    for output in [&report.img, &report.elf, &report.bundle] {
+        println!("{:>9} bytes  {}", output.len, output.path.display());
+    }
+    println!("{:>9} bytes  in memory, without stacks and heap", report.span);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,37 @@
+//! The host command of Segue.
+
+#![forbid(unsafe_code)]
+
+mod image;
+mod lab;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, run and upgrade Segue images.
+#[derive(Debug, Parser)]
+#[command(name = "segue", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the files that start a linked app.
+    Image(image::Arguments),
+    /// A real Xen on this machine: prepare it, start it, run domains.
+    Lab(lab::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Image(arguments) => image::run(arguments),
+        Command::Lab(arguments) => lab::run(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("segue: {error:#}");
+        ExitCode::FAILURE
+    })
+}
