@@ -37,6 +37,7 @@ segue_pvh_entry32:
         movl    %edx, (%ebx)
         movl    %ebx, %esi
         movl    ${kind_pvh}, %edi
+        jmp     start32
 
 .org 0x200, 0x90
 .code64

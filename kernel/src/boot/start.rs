@@ -7,7 +7,7 @@ use crate::boot::info::{BootError, BootInfo, EntryKind, Module, Read};
 use crate::boot::{self, Machine};
 use crate::cpu::tables::FaultStacks;
 use crate::cpu::{Features, apic, percpu, smp, tables};
-use crate::devices::{pci, uart};
+use crate::devices::{pci, pic, uart};
 use crate::memory::paging::{NoTableFrame, Perms};
 use crate::memory::vm::{self, Surroundings, TablePool};
 use crate::memory::workspace::Workspace;
@@ -158,6 +158,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
 
     // 3. A home for shared_info, before the first clock read and before any heap.
     let hvm = info.entry == EntryKind::Linux;
+    if hvm {
+        pic::mask_all(token);
+    }
     let bar = if hvm { pci::platform_bar(token, &info.ram) } else { None };
     let mut carve = bar.or_else(|| Carve::from_hole(&info.claimed)).ok_or(StartError::NoHome)?;
     let home = carve.take().ok_or(StartError::NoHome)?;

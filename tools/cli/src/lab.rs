@@ -273,7 +273,10 @@ fn show(domain: &Domain, timeout: Duration) -> ExitCode {
             && domain.wait_end(Duration::ZERO).is_ok()
             && domain.lines_from(known).is_empty()
         {
-            eprintln!("lab: domain {} ended: {reason}, after {seconds:.1} s", domain.name());
+            eprintln!(
+                "lab: domain {} ended: {reason}, after {seconds:.1} s",
+                domain.name()
+            );
             return if reason.is_clean() {
                 ExitCode::SUCCESS
             } else {

@@ -263,7 +263,10 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(10);
 
     fn texts(log: &Log) -> Vec<String> {
-        log.lines_from(0).into_iter().map(|line| line.text).collect()
+        log.lines_from(0)
+            .into_iter()
+            .map(|line| line.text)
+            .collect()
     }
 
     #[test]
@@ -282,8 +285,14 @@ mod tests {
         let log = Log::new();
         log.add(Source::Pv, b"a\nb\na\n");
         let is_a = |line: &Line| line.text == "a";
-        assert!(matches!(log.wait_line(0, is_a, SHORT), Waited::Found((0, _))));
-        assert!(matches!(log.wait_line(1, is_a, SHORT), Waited::Found((2, _))));
+        assert!(matches!(
+            log.wait_line(0, is_a, SHORT),
+            Waited::Found((0, _))
+        ));
+        assert!(matches!(
+            log.wait_line(1, is_a, SHORT),
+            Waited::Found((2, _))
+        ));
         assert!(matches!(log.wait_line(3, is_a, SHORT), Waited::TimedOut));
     }
 

@@ -94,7 +94,10 @@ impl DomainConfig {
             lines.push(format!("ramdisk={}", quote("the ramdisk's path", ramdisk)?));
         }
         if !self.cmdline.is_empty() {
-            lines.push(format!("cmdline={}", quote("the command line", &self.cmdline)?));
+            lines.push(format!(
+                "cmdline={}",
+                quote("the command line", &self.cmdline)?
+            ));
         }
         // Kept after its end, so that the reason can be read.
         for event in ["poweroff", "reboot", "crash", "watchdog"] {
@@ -350,11 +353,7 @@ impl Domain {
     ///
     /// # Errors
     /// When the time is up, or the domain ended without such a line.
-    pub fn wait_line(
-        &self,
-        wanted: impl FnMut(&Line) -> bool,
-        timeout: Duration,
-    ) -> Result<Line> {
+    pub fn wait_line(&self, wanted: impl FnMut(&Line) -> bool, timeout: Duration) -> Result<Line> {
         let first = self.cursor.load(Ordering::Acquire);
         match self.log.wait_line(first, wanted, timeout) {
             Waited::Found((number, line)) => {
@@ -489,9 +488,15 @@ mod tests {
             )
         };
         assert_eq!(EndReason::from_watcher(&row("-")), None);
-        assert_eq!(EndReason::from_watcher(&row("0")), Some(EndReason::PowerOff));
+        assert_eq!(
+            EndReason::from_watcher(&row("0")),
+            Some(EndReason::PowerOff)
+        );
         assert_eq!(EndReason::from_watcher(&row("3")), Some(EndReason::Crash));
-        assert_eq!(EndReason::from_watcher(&row("9")), Some(EndReason::Other(9)));
+        assert_eq!(
+            EndReason::from_watcher(&row("9")),
+            Some(EndReason::Other(9))
+        );
         assert_eq!(EndReason::from_watcher("gone"), Some(EndReason::Destroyed));
         assert_eq!(EndReason::from_watcher("rubbish"), None);
     }

@@ -135,7 +135,10 @@ pub enum LabError {
     },
 
     /// A domain did not do what was waited for.
-    #[error("domain {name}: {what} within {}; its last lines:\n{tail}", seconds(timeout))]
+    #[error(
+        "domain {name}: {what} within {}; its last lines:\n{tail}",
+        seconds(timeout)
+    )]
     DomainTimeout {
         /// The domain.
         name: String,

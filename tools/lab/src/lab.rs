@@ -290,7 +290,10 @@ fn start_qemu(config: &LabConfig, image: &Image, run_dir: &Path, port: u16) -> R
             format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
         ),
         ("-device", "virtio-net-pci,netdev=net0,romfile=".to_owned()),
-        ("-serial", format!("file:{}", value(run_dir.join("xen.log")))),
+        (
+            "-serial",
+            format!("file:{}", value(run_dir.join("xen.log"))),
+        ),
     ];
     for (name, value) in valued {
         args.push(name.to_owned());
@@ -305,7 +308,12 @@ fn start_qemu(config: &LabConfig, image: &Image, run_dir: &Path, port: u16) -> R
 }
 
 /// Waits until dom0's start script says so on the console.
-fn wait_ready(qemu: &Guarded, run_dir: &Path, deadline: Instant, progress: &Progress) -> Result<()> {
+fn wait_ready(
+    qemu: &Guarded,
+    run_dir: &Path,
+    deadline: Instant,
+    progress: &Progress,
+) -> Result<()> {
     let log = run_dir.join("xen.log");
     let mut shown = String::new();
     loop {
@@ -365,10 +373,7 @@ fn boot_state(log: &str) -> BootState<'_> {
     state
 }
 
-fn connection(
-    image: &Image,
-    port: u16,
-) -> Result<(Connection, tempfile::TempDir)> {
+fn connection(image: &Image, port: u16) -> Result<(Connection, tempfile::TempDir)> {
     // Not in the run's folder: a socket's path is limited to 108 bytes.
     let dir = tempfile::Builder::new()
         .prefix("segue-lab-")

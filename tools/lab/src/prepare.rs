@@ -186,12 +186,27 @@ fn build(lab: &Path, image: &Path) -> Result<()> {
     }
     // Without root, mmdebstrap's hook runs under another user id.
     for (path, mode) in [(work, 0o755), (&out, 0o777)] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(LabError::file(path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(LabError::file(path))?;
     }
     write_parts(&parts)?;
-    for (name, comment) in [("id", "segue-lab"), ("ssh_host_ed25519_key", HOST_KEY_ALIAS)] {
+    for (name, comment) in [
+        ("id", "segue-lab"),
+        ("ssh_host_ed25519_key", HOST_KEY_ALIAS),
+    ] {
         let path = parts.join(name).display().to_string();
-        host_command(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", &path])?;
+        host_command(&[
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            comment,
+            "-f",
+            &path,
+        ])?;
     }
 
     mmdebstrap(lab, &out, &parts, &progress)?;
@@ -202,7 +217,10 @@ fn build(lab: &Path, image: &Path) -> Result<()> {
     }
     let host_key = parts.join("ssh_host_ed25519_key.pub");
     let host_key = fs::read_to_string(&host_key).map_err(LabError::file(&host_key))?;
-    write(&out.join("known_hosts"), &format!("{HOST_KEY_ALIAS} {host_key}"))?;
+    write(
+        &out.join("known_hosts"),
+        &format!("{HOST_KEY_ALIAS} {host_key}"),
+    )?;
     write(&out.join("in-use"), "")?;
     fs::set_permissions(&out, fs::Permissions::from_mode(0o755)).map_err(LabError::file(&out))?;
     fs::rename(&out, image).map_err(LabError::file(image))?;
@@ -240,8 +258,15 @@ fn mmdebstrap(lab: &Path, out: &Path, parts: &Path, progress: &Progress) -> Resu
     command
         .args(["--variant=essential", "--format=null"])
         .arg(format!("--include={}", DOM0_PACKAGES.join(",")))
-        .args(apt_options()?.iter().map(|option| format!("--aptopt={option}")))
-        .args(["doc", "man", "locale"].map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")))
+        .args(
+            apt_options()?
+                .iter()
+                .map(|option| format!("--aptopt={option}")),
+        )
+        .args(
+            ["doc", "man", "locale"]
+                .map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")),
+        )
         .arg(format!("--customize-hook={hook}"))
         .args([SUITE, "-", "-"])
         .stdin(Stdio::piped())
@@ -257,7 +282,10 @@ fn mmdebstrap(lab: &Path, out: &Path, parts: &Path, progress: &Progress) -> Resu
         let _ = stdin.write_all(sources.as_bytes());
     }
     if let Some(stderr) = child.stderr.take() {
-        for line in BufReader::new(stderr).split(b'\n').map_while(|line| line.ok()) {
+        for line in BufReader::new(stderr)
+            .split(b'\n')
+            .map_while(|line| line.ok())
+        {
             let line = String::from_utf8_lossy(&line);
             writeln!(log, "{line}").map_err(LabError::file(&log_path))?;
             if let Some(step) = line.strip_prefix("I: ") {
@@ -314,9 +342,9 @@ fn sources_list(targets: &str) -> String {
     targets
         .lines()
         .filter(|line| {
-            line.split_whitespace()
-                .nth(1)
-                .is_some_and(|release| release == SUITE || release.starts_with(&format!("{SUITE}-")))
+            line.split_whitespace().nth(1).is_some_and(|release| {
+                release == SUITE || release.starts_with(&format!("{SUITE}-"))
+            })
         })
         .map(|line| format!("deb {options}{line}\n"))
         .collect()
@@ -392,7 +420,10 @@ mod tests {
                     Acquire::Check-Date \"false\";\nAcquire::Languages \"none\";\n";
         assert_eq!(
             relevant_options(dump),
-            ["Acquire::http::Proxy \"http://p\";", "Acquire::Check-Date \"false\";"]
+            [
+                "Acquire::http::Proxy \"http://p\";",
+                "Acquire::Check-Date \"false\";"
+            ]
         );
     }
 }

@@ -71,7 +71,9 @@ impl Output {
         Err(LabError::Remote {
             command: self.command,
             status: self.status,
-            output: format!("{}{}", self.stdout, self.stderr).trim_end().to_owned(),
+            output: format!("{}{}", self.stdout, self.stderr)
+                .trim_end()
+                .to_owned(),
         })
     }
 }
@@ -155,7 +157,14 @@ impl XenHost {
             detail,
         };
         loop {
-            let extra = ["-N", "-T", "-o", "ControlMaster=yes", "-o", "ConnectTimeout=30"];
+            let extra = [
+                "-N",
+                "-T",
+                "-o",
+                "ControlMaster=yes",
+                "-o",
+                "ConnectTimeout=30",
+            ];
             let master = Guarded::spawn("ssh", connection.arguments(&extra), |command| {
                 command.stdout(Stdio::null()).stderr(Stdio::piped());
             })?;
@@ -179,9 +188,13 @@ impl XenHost {
                 // Only to explain the failure.
                 let _ = stderr.read_to_string(&mut said);
             }
-            let final_word = said.contains("Permission denied") || said.contains("verification failed");
+            let final_word =
+                said.contains("Permission denied") || said.contains("verification failed");
             if Instant::now() >= deadline || final_word {
-                return Err(failed(format!("ssh ended with {ended}: {}", said.trim_end())));
+                return Err(failed(format!(
+                    "ssh ended with {ended}: {}",
+                    said.trim_end()
+                )));
             }
             thread::sleep(Duration::from_millis(300));
         }
@@ -252,8 +265,13 @@ impl XenHost {
     pub fn get(&self, remote: &str, local: &Path) -> Result<()> {
         let file = File::create(local).map_err(LabError::file(local))?;
         let command = format!("cat {}", shell_words::quote(remote));
-        self.run(&command, Stdio::null(), Some(file.into()), transfer_timeout(1 << 30))?
-            .check()?;
+        self.run(
+            &command,
+            Stdio::null(),
+            Some(file.into()),
+            transfer_timeout(1 << 30),
+        )?
+        .check()?;
         Ok(())
     }
 
@@ -262,7 +280,10 @@ impl XenHost {
     pub(crate) fn upload(&self, local: &Path) -> Result<String> {
         let content = fs::read(local).map_err(LabError::file(local))?;
         let digest = Sha256::digest(&content);
-        let name: String = digest[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name: String = digest[..12]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let mut uploaded = self
             .inner
             .uploaded
@@ -283,7 +304,9 @@ impl XenHost {
     /// Starts a command whose output is read as it comes, and which is given
     /// up when the result is dropped.
     pub(crate) fn stream(&self, command: &str) -> Result<Guarded> {
-        let mut words = self.connection().arguments(&["-T", "-o", "ControlMaster=no"]);
+        let mut words = self
+            .connection()
+            .arguments(&["-T", "-o", "ControlMaster=no"]);
         words.push(command.to_owned());
         Guarded::spawn("ssh", words, |command| {
             command
@@ -298,15 +321,18 @@ impl XenHost {
     /// # Errors
     /// When ssh cannot be started.
     pub fn interactive(&self, command: Option<&str>) -> Result<i32> {
-        let mut words = self.connection().arguments(&["-t", "-o", "ControlMaster=no"]);
+        let mut words = self
+            .connection()
+            .arguments(&["-t", "-o", "ControlMaster=no"]);
         words.extend(command.map(str::to_owned));
-        let status = Command::new("ssh")
-            .args(words)
-            .status()
-            .map_err(|source| LabError::Spawn {
-                program: "ssh".into(),
-                source,
-            })?;
+        let status =
+            Command::new("ssh")
+                .args(words)
+                .status()
+                .map_err(|source| LabError::Spawn {
+                    program: "ssh".into(),
+                    source,
+                })?;
         Ok(status.code().unwrap_or(255))
     }
 
@@ -322,7 +348,10 @@ impl XenHost {
             source,
         };
         let mut child = Command::new("ssh")
-            .args(self.connection().arguments(&["-T", "-o", "ControlMaster=no"]))
+            .args(
+                self.connection()
+                    .arguments(&["-T", "-o", "ControlMaster=no"]),
+            )
             .arg(command)
             .stdin(stdin)
             .stdout(stdout.unwrap_or_else(Stdio::piped))
