@@ -101,6 +101,13 @@ pub fn bundles() -> impl Iterator<Item = &'static [u8]> {
     })
 }
 
+/// Name and version that a bundle carries; `None` if it is damaged.
+#[must_use]
+pub fn bundle_ident(bundle: &[u8]) -> Option<(String, String)> {
+    let (bundle, _) = kernel::image::Bundle::split_first(bundle)?.ok()?;
+    Some((bundle.header.name.as_str().into(), bundle.header.version.as_str().into()))
+}
+
 /// Replaces this image by the one in `bundle`. Returns only if that did not come about.
 ///
 /// # Errors

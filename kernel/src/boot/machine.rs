@@ -196,8 +196,9 @@ pub fn ident() -> Option<Ident> {
 #[must_use]
 pub fn wants_trial() -> bool {
     unsafe extern "C" {
-        static __flags_start: u8;
-        static __flags_end: u8;
+        // Of no size: the compiler may think that two bytes have different addresses.
+        static __flags_start: [u8; 0];
+        static __flags_end: [u8; 0];
     }
     let len = (&raw const __flags_end).addr() - (&raw const __flags_start).addr();
     len > 0

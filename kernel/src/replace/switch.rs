@@ -550,7 +550,7 @@ impl Relocated {
             slot.store(count, Ordering::Relaxed);
         }
         baton.clock.store(shared_info::last_told(), Ordering::Relaxed);
-        let stack = p.loaded.workspace.main_stack().end_addr() - 8;
+        let stack = p.loaded.workspace.main_stack().end_addr();
         // SAFETY: armed in prepare, all others parked, interrupts off; the trial's tables were
         // built by `trial_space` for this entry and stack.
         let ended = unsafe {
