@@ -74,6 +74,41 @@ pub fn free_frames() -> u64 {
     memory::vm::free_count()
 }
 
+/// What has to be the same after any number of switches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Audit {
+    /// Free frames of 4 KiB.
+    pub free_frames: u64,
+    /// Event channel ports that are bound, by Xen's own word.
+    pub ports: u32,
+    /// Frames carved for what Xen writes.
+    pub carved: u64,
+}
+
+impl std::fmt::Display for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "free_frames={} ports={} carved={}", self.free_frames, self.ports, self.carved)
+    }
+}
+
+/// Counts what this image holds. `None` in a trial, which may not ask Xen.
+#[must_use]
+pub fn audit() -> Option<Audit> {
+    let token = kernel::xen::Committed::get()?;
+    Some(Audit {
+        free_frames: free_frames(),
+        ports: kernel::xen::events::bound_ports(token),
+        carved: boot::machine().carve.used(),
+    })
+}
+
+/// Xen's system time in ns since the domain started: what `Instant` counts, as a number that can
+/// be passed on.
+#[must_use]
+pub fn system_time() -> u64 {
+    kernel::xen::shared_info::now()
+}
+
 /// The ramdisk or PVH modules the domain was started with. They pass from image to image.
 #[must_use]
 pub fn modules() -> Vec<&'static [u8]> {

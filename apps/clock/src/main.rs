@@ -2,39 +2,73 @@
 //! module), in turn, for ever. Arguments: `--every MS` between ticks, `--ticks N` before each
 //! switch, `--until GENERATION` to stop at.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Readings that were before the last one of the image before, on any vCPU.
+static BACKWARD: AtomicU64 = AtomicU64::new(0);
+/// vCPUs that have read the clock.
+static READ: AtomicU64 = AtomicU64::new(0);
 
 fn main() {
     let every = Duration::from_millis(argument("--every").unwrap_or(1000));
     let ticks = argument("--ticks").unwrap_or(3);
     let until = argument("--until").unwrap_or(u64::MAX);
+    let since = argument("--since").unwrap_or(0);
+    let backward = argument("--backward").unwrap_or(0);
     let (name, version) = segue::image();
+    let generation = segue::generation();
 
-    let mut last = Instant::now();
+    // Every vCPU: not before the time that the image before passed on.
+    let me = segue::vcpu::current();
+    for vcpu in (0..segue::vcpus()).filter(|v| *v != me) {
+        segue::vcpu::start(vcpu, compare, since).expect("an idle vCPU");
+    }
+    compare(since);
+    while READ.load(Ordering::Acquire) < u64::from(segue::vcpus()) {
+        std::hint::spin_loop();
+    }
+    let backward = backward + BACKWARD.load(Ordering::Relaxed);
+
     for tick in 1..=ticks {
         std::thread::sleep(every);
-        let now = Instant::now();
-        assert!(now >= last, "time went backward");
-        last = now;
-        println!("{name} {version} generation={} tick={tick} {}", segue::generation(), wall_clock());
+        println!("{name} {version} generation={generation} tick={tick} {}", wall_clock());
     }
-    if segue::generation() >= until {
-        println!("{name} {version} done free_frames={}", segue::free_frames());
+    if (generation == 2 || generation >= until)
+        && let Some(audit) = segue::audit()
+    {
+        println!("clock: audit generation={generation} {audit} backward={backward}");
+    }
+    if generation >= until {
         return;
     }
-    // Of the bundles we came with, the one after ours: the first that is not this version.
-    let next = segue::bundles().find(|b| !is(b, &version));
-    match next {
-        Some(bundle) => {
-            let error = segue::replace_image(bundle).unwrap_err();
-            println!("{name} {version} stays: {error}");
-        }
-        None => println!("{name} {version} has no other version to go to"),
-    }
+    // Of the bundles we came with, the first of another version.
+    let Some(bundle) = segue::bundles()
+        .find(|b| segue::bundle_ident(b).is_some_and(|(_, v)| v != version))
+    else {
+        println!("{name} {version} came with no other version to go to");
+        return;
+    };
+    let args = format!(
+        "--every {} --ticks {ticks} --until {until} --backward {backward} --since {}",
+        every.as_millis(),
+        segue::system_time()
+    );
+    let error = segue::Replace::new(bundle).args(&args).start().unwrap_err();
+    println!("{name} {version} stays: {error}");
 }
 
-fn is(bundle: &[u8], version: &str) -> bool {
-    segue::bundle_ident(bundle).is_some_and(|(_, v)| v == version)
+/// Reads the clock for a while on the calling vCPU.
+fn compare(since: u64) {
+    let mut last = since;
+    for _ in 0..100 {
+        let now = segue::system_time();
+        if now < last {
+            BACKWARD.fetch_add(1, Ordering::Relaxed);
+        }
+        last = now;
+    }
+    READ.fetch_add(1, Ordering::Release);
 }
 
 /// The value behind a word of the command line.

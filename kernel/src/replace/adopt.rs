@@ -85,6 +85,11 @@ fn extents<const N: usize>(record: &Record<'_>, kind: Kind) -> Result<ExtentSet<
 /// Parses the record into types and sets up what a trial needs: this vCPU's data, the clock, the
 /// heap. Touches no memory that isn't this image's.
 fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
+    #[cfg(feature = "fault-injection")]
+    if record.bytes(Kind::Test) == Ok(b"early-fault") {
+        // SAFETY: an undefined instruction; the park pages have the gate.
+        unsafe { core::arch::asm!("ud2") };
+    }
     let [block, block_end, sipi, version] = record.array(Kind::Park)?;
     if version != u64::from(park::VERSION) {
         return Err(RecordError::Bad(Kind::Park));
@@ -232,6 +237,7 @@ pub fn commit() {
         }
     }
     report(token, park, p.hole, after);
+    x86_64::instructions::interrupts::enable();
 }
 
 /// Refills the hole and prints what happened, the trial's own lines first.

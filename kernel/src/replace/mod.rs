@@ -25,4 +25,4 @@ pub mod switch;
 pub mod trial;
 
 #[cfg(target_os = "hermit")]
-pub use switch::{Options, ReplaceError, replace_image};
+pub use switch::{Faults, Options, ReplaceError, replace_image};

@@ -51,6 +51,8 @@ pub enum Kind {
     Handover = 15,
     /// Words: address of the RSDP or 0.
     Rsdp = 16,
+    /// Bytes: a fault to inject; only test builds write it or look at it.
+    Test = 17,
 }
 
 /// Why a record cannot be used.

@@ -36,10 +36,39 @@ pub struct Options {
     pub args: Option<String>,
     /// What the trial may take, in ns.
     pub trial_limit_ns: u64,
-    /// Test option: leave shared_info where it is and say nothing of it, as the seed's kernel did.
+    /// Faults to inject, in test builds.
+    #[cfg(feature = "fault-injection")]
+    pub faults: Faults,
+}
+
+/// What goes wrong on purpose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Leave shared_info where it is and say nothing of it, as the seed's kernel did.
     pub skip_relocation: bool,
-    /// Test option: the watcher's NMI gets lost, so INIT has to do it.
-    pub skip_nmi: bool,
+    /// Xen refuses to move shared_info.
+    pub refuse_relocation: bool,
+    /// The watcher's NMI gets lost, so that INIT has to do it.
+    pub lose_nmi: bool,
+    /// The new image runs into a fault in its first lines.
+    pub early_fault: bool,
+}
+
+impl Options {
+    #[cfg(feature = "fault-injection")]
+    const fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    #[cfg(not(feature = "fault-injection"))]
+    const fn faults(&self) -> Faults {
+        Faults {
+            skip_relocation: false,
+            refuse_relocation: false,
+            lose_nmi: false,
+            early_fault: false,
+        }
+    }
 }
 
 impl Default for Options {
@@ -47,8 +76,8 @@ impl Default for Options {
         Self {
             args: None,
             trial_limit_ns: 2_000_000_000,
-            skip_relocation: false,
-            skip_nmi: false,
+            #[cfg(feature = "fault-injection")]
+            faults: Faults::default(),
         }
     }
 }
@@ -349,12 +378,12 @@ impl Loaded {
         let park = *park::get().ok_or(ReplaceError::NoApic)?;
         let vcpus = smp::online();
         let hole = match boot::home() {
-            Home::Ram(gfn) if !options.skip_relocation => Some(gfn),
+            Home::Ram(gfn) if !options.faults().skip_relocation => Some(gfn),
             _ => None,
         };
         self.write_record(options, &park, hole, vcpus)?;
         let limit_ns = options.trial_limit_ns;
-        let test = if options.skip_nmi { park::test::NO_NMI } else { 0 };
+        let test = if options.faults().lose_nmi { park::test::NO_NMI } else { 0 };
         let port = boot::ports().map(|p| p.park).ok_or(ReplaceError::NoApic)?;
         events::clear_pending(token, port);
         let watch_ns = shared_info::now().saturating_add(limit_ns);
@@ -437,6 +466,9 @@ impl Loaded {
         let [start, end] = words(memory);
         w.words(Kind::Image, [start, end, self.segments, u64::from(workspace.vcpus())].into_iter())?;
         w.words(Kind::Handover, words(handover).into_iter())?;
+        if options.faults().early_fault {
+            w.bytes(Kind::Test, b"early-fault")?;
+        }
         w.words(Kind::Rsdp, [machine.rsdp.unwrap_or(0)].into_iter())?;
         core::mem::replace(w, Writer::new(&mut [])).finish()?;
         Ok(())
@@ -523,8 +555,11 @@ impl Drop for Hole {
 impl Quiesced {
     /// Step 5, **relocate**. Before: nobody but this vCPU runs, so nobody can read the clock (I6).
     /// After: shared_info is outside RAM (I2).
-    fn relocate(self, token: Committed, _: &Options) -> Result<Relocated, ReplaceError> {
+    fn relocate(self, token: Committed, options: &Options) -> Result<Relocated, ReplaceError> {
         let hole = self.prepared.hole;
+        if options.faults().refuse_relocation {
+            return Err(ReplaceError::Relocate(XenError(22)));
+        }
         if hole.is_some() {
             let to = boot::machine().final_home();
             // SAFETY: all other vCPUs are parked, this one is here; the carved frame is no RAM.

@@ -1,0 +1,84 @@
+//! What things cost, for `make bench`.
+
+use segue::kernel::image::{Bundle, BundleHeader};
+use segue::kernel::xen::shared_info::{self, rdtsc};
+
+/// Reading the clock against reading the time stamp counter, ordered: the least of many runs.
+pub fn clock() {
+    const READS: u64 = 10_000;
+    let measure = |read: fn() -> u64| {
+        let run = || {
+            let start = rdtsc();
+            for _ in 0..READS {
+                std::hint::black_box(read());
+            }
+            (rdtsc() - start) / READS
+        };
+        (0..20).map(|_| run()).min().unwrap_or(0)
+    };
+    let (pvclock, tsc) = (measure(shared_info::now), measure(rdtsc));
+    println!(
+        "gauntlet: clock pvclock_cycles={pvclock} rdtsc_cycles={tsc} ratio={:.2}",
+        pvclock as f64 / tsc as f64
+    );
+}
+
+/// Switches `rest` more times, to the plain image and to one with 32 MiB more in turn.
+pub fn padded(rest: &str) {
+    let rest: u32 = rest.parse().unwrap_or(0);
+    if rest == 0 {
+        println!("gauntlet: done padded");
+        return;
+    }
+    let plain = crate::own_bundle();
+    let args = format!("--padded {}", rest - 1);
+    let error = if rest.is_multiple_of(2) {
+        println!("gauntlet: next=padded");
+        segue::Replace::new(&with_padding(plain, 32 << 20)).args(&args).start()
+    } else {
+        println!("gauntlet: next=plain");
+        segue::Replace::new(plain).args(&args).start()
+    };
+    println!("gauntlet: not switched: {}", error.unwrap_err());
+}
+
+/// The same image with a read-only segment of non-zero bytes behind its end.
+fn with_padding(bundle: &[u8], bytes: usize) -> Vec<u8> {
+    const PHDRS: usize = 64;
+    const PHDR: usize = 56;
+    let (good, _) = Bundle::split_first(bundle).expect("a bundle").expect("a good one");
+    let elf = good.image;
+    let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("8 bytes"));
+    let count = usize::from(elf[56]);
+    let kind = |i: usize| u32::from_le_bytes(elf[PHDRS + i * PHDR..][..4].try_into().expect("4 bytes"));
+    let end = (0..count)
+        .filter(|i| kind(*i) == 1)
+        .map(|i| word(PHDRS + i * PHDR + 16) + word(PHDRS + i * PHDR + 40))
+        .max()
+        .expect("a segment");
+    // PT_GNU_STACK, which nobody reads, becomes the segment.
+    let slot = (0..count).find(|i| kind(*i) == 0x6474_e551).expect("a free program header");
+    let mut new = Vec::with_capacity(elf.len() + bytes + 8192);
+    new.extend_from_slice(elf);
+    new.resize(elf.len().next_multiple_of(4096), 0);
+    let offset = new.len() as u64;
+    new.resize(new.len() + bytes, 0xa7);
+    let header: [u64; 7] = [
+        1 | 4 << 32, // PT_LOAD, readable
+        offset,
+        end.next_multiple_of(4096),
+        end.next_multiple_of(4096),
+        bytes as u64,
+        bytes as u64,
+        4096,
+    ];
+    for (i, w) in header.iter().enumerate() {
+        new[PHDRS + slot * PHDR + i * 8..][..8].copy_from_slice(&w.to_le_bytes());
+    }
+    let header: &BundleHeader = &good.header;
+    let mut out = Vec::with_capacity(new.len() + 4096);
+    out.extend_from_slice(&header.encode(&new));
+    out.extend_from_slice(&new);
+    out.extend_from_slice(BundleHeader::padding(&new));
+    out
+}
