@@ -75,6 +75,8 @@ fn forbidden() -> Vec<(&'static str, u64)> {
 /// Counts of the loops on the other vCPUs: they go on over trials without a skip or a repeat.
 static COUNTS: [AtomicU64; cpu::percpu::MAX] = [const { AtomicU64::new(0) }; cpu::percpu::MAX];
 static WRONG: AtomicU64 = AtomicU64::new(0);
+/// What the first mismatch was: memory, register, floating-point register.
+static FIRST: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Counts in memory, in a register and in a floating-point register, and compares.
@@ -83,8 +85,12 @@ fn count(vcpu: u64) {
     let (mut register, mut float) = (0u64, 0f64);
     while !STOP.load(Ordering::Relaxed) {
         let before = memory.fetch_add(1, Ordering::Relaxed);
-        if before != register || float != register as f64 {
-            WRONG.fetch_add(1, Ordering::Relaxed);
+        if (before != register || float != register as f64)
+            && WRONG.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            FIRST[0].store(before, Ordering::Relaxed);
+            FIRST[1].store(register, Ordering::Relaxed);
+            FIRST[2].store(float.to_bits(), Ordering::Relaxed);
         }
         register += 1;
         float += 1.0;
@@ -132,6 +138,11 @@ pub fn run() {
         done += 1;
         let t = trial("", "page-fault");
         failed += u32::from(!check(&t, name, &format!("{address:#x}"), &block, vcpus));
+    }
+    if WRONG.load(Ordering::Relaxed) > 0 {
+        let [memory, register, float] = FIRST.each_ref().map(|f| f.load(Ordering::Relaxed));
+        let float = f64::from_bits(float);
+        println!("gauntlet: loops memory={memory} register={register} float={float}");
     }
     println!("gauntlet: done trials={done} failed={failed}");
     STOP.store(true, Ordering::Relaxed);

@@ -38,11 +38,12 @@ sipi_32:
         rdmsr
         orl     ${efer_boot}, %eax
         wrmsr
-        movl    ${cr0_boot}, %eax
-        movl    %eax, %cr0
+        # The far return's words before paging: after it the page may be read-only.
         leal    (sipi_64 - sipi_base)(%ebx), %eax
         pushl   $0x08
         pushl   %eax
+        movl    ${cr0_boot}, %eax
+        movl    %eax, %cr0
         lretl
 .code64
 sipi_64:

@@ -38,6 +38,9 @@
 //!   initrd as the comma-separated `-initrd` (QEMU documentation, "Direct Linux
 //!   Boot", multiboot). With SMAP the PV dom0 crashes at its first exception
 //!   and with LA57 it does not start, hence `-cpu max,-smap,-la57`; measured.
+//! - TCG (QEMU 7.2) does not intercept XSETBV for SVM: Xen never learns what a guest puts into XCR0
+//!   and sets x87+SSE at the next switch of vCPUs, so AVX registers get lost. Hence no AVX here:
+//!   XCR0 is x87+SSE everywhere. Seen with a loop that counts in an XMM register.
 //! - `xl list -v` shows the shutdown reason as the number in Xen's
 //!   `public/sched.h` (`SHUTDOWN_poweroff` 0 … `SHUTDOWN_soft_reset` 5) when the
 //!   domain is kept by `on_*="preserve"` (xl.cfg(5)).
