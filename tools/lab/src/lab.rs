@@ -269,7 +269,7 @@ fn start_qemu(config: &LabConfig, image: &Image, run_dir: &Path, port: u16) -> R
         &["-display", "none", "-monitor", "none", "-no-reboot"],
         // Never KVM: what is tested must not depend on the machine.
         &["-machine", "q35", "-accel", "tcg,thread=multi"],
-        &["-cpu", "max,-smap,-la57,-avx,-avx2,-f16c,-vaes,-vpclmulqdq"],
+        &["-cpu", "max,-smap,-la57,-xsave"],
     ];
     let mut args: Vec<String> = words.concat().into_iter().map(str::to_owned).collect();
     let valued = [

@@ -39,8 +39,9 @@
 //!   Boot", multiboot). With SMAP the PV dom0 crashes at its first exception
 //!   and with LA57 it does not start, hence `-cpu max,-smap,-la57`; measured.
 //! - TCG (QEMU 7.2) does not intercept XSETBV for SVM: Xen never learns what a guest puts into XCR0
-//!   and sets x87+SSE at the next switch of vCPUs, so AVX registers get lost. Hence no AVX here:
-//!   XCR0 is x87+SSE everywhere. Seen with a loop that counts in an XMM register.
+//!   and sets its own value at the next switch of vCPUs, so XSAVE leaves registers out and they get
+//!   lost. Hence no XSAVE here, `-xsave`: kernels use FXSAVE. Seen with a loop that counts in an
+//!   XMM register: its count became 0 with AVX on, and without AVX after an INIT.
 //! - `xl list -v` shows the shutdown reason as the number in Xen's
 //!   `public/sched.h` (`SHUTDOWN_poweroff` 0 … `SHUTDOWN_soft_reset` 5) when the
 //!   domain is kept by `on_*="preserve"` (xl.cfg(5)).
