@@ -67,8 +67,7 @@ pub fn scan_bios_area() -> Option<u64> {
         let ptr = core::ptr::with_exposed_provenance::<[u8; 20]>(*addr as usize);
         // SAFETY: the BIOS area, mapped by the boot tables; plain bytes that nobody writes.
         let bytes = unsafe { ptr.read() };
-        bytes.starts_with(b"RSD PTR ")
-            && bytes.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)) == 0
+        bytes.starts_with(b"RSD PTR ") && bytes.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)) == 0
     })
 }
 

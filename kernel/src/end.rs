@@ -1,9 +1,9 @@
 //! The end of the domain.
 
 use crate::replace::trial;
+use crate::xen::Committed;
 use crate::xen::console::{self, emergency_println};
 use crate::xen::hypercall::{self, ShutdownReason};
-use crate::xen::Committed;
 
 /// Ends the domain with `reason`; in a trial, gives the trial up.
 pub fn end(reason: ShutdownReason) -> ! {

@@ -49,12 +49,21 @@ pub(crate) extern "C" fn main(entry_tsc: u64) -> ! {
     if Committed::get().is_some() {
         x86_64::instructions::interrupts::enable();
         if boot::machine().entry != EntryKind::Handover {
-            println!("segue: main start_us={}", shared_info::elapsed_since(entry_tsc) / 1000);
+            println!(
+                "segue: main start_us={}",
+                shared_info::elapsed_since(entry_tsc) / 1000
+            );
         }
     }
     let argv = arguments();
     // SAFETY: `argv` is a NULL-terminated array of C strings that live for ever.
-    unsafe { runtime_entry(argv.len() as i32 - 1, argv.as_ptr(), [core::ptr::null()].as_ptr()) }
+    unsafe {
+        runtime_entry(
+            argv.len() as i32 - 1,
+            argv.as_ptr(),
+            [core::ptr::null()].as_ptr(),
+        )
+    }
 }
 
 /// The image's name, then what stands after `--`.
@@ -95,7 +104,9 @@ pub fn install_tls() {
     unsafe {
         core::ptr::copy_nonoverlapping(start, bytes, file);
         let pointer = bytes.add(size);
-        pointer.cast::<u64>().write(pointer.expose_provenance() as u64);
+        pointer
+            .cast::<u64>()
+            .write(pointer.expose_provenance() as u64);
         FsBase::write(VirtAddr::from_ptr(pointer));
     }
 }

@@ -87,7 +87,11 @@ pub struct Audit {
 
 impl std::fmt::Display for Audit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "free_frames={} ports={} carved={}", self.free_frames, self.ports, self.carved)
+        write!(
+            f,
+            "free_frames={} ports={} carved={}",
+            self.free_frames, self.ports, self.carved
+        )
     }
 }
 
@@ -140,7 +144,10 @@ pub fn bundles() -> impl Iterator<Item = &'static [u8]> {
 #[must_use]
 pub fn bundle_ident(bundle: &[u8]) -> Option<(String, String)> {
     let (bundle, _) = kernel::image::Bundle::split_first(bundle)?.ok()?;
-    Some((bundle.header.name.as_str().into(), bundle.header.version.as_str().into()))
+    Some((
+        bundle.header.name.as_str().into(),
+        bundle.header.version.as_str().into(),
+    ))
 }
 
 /// Replaces this image by the one in `bundle`. Returns only if that did not come about.
@@ -162,7 +169,10 @@ impl<'a> Replace<'a> {
     /// A switch to the image in `bundle`.
     #[must_use]
     pub fn new(bundle: &'a [u8]) -> Self {
-        Self { bundle, options: Options::default() }
+        Self {
+            bundle,
+            options: Options::default(),
+        }
     }
 
     /// Gives the new image other arguments than this one's, separated by white space.

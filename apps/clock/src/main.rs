@@ -32,7 +32,10 @@ fn main() {
 
     for tick in 1..=ticks {
         std::thread::sleep(every);
-        println!("{name} {version} generation={generation} tick={tick} {}", wall_clock());
+        println!(
+            "{name} {version} generation={generation} tick={tick} {}",
+            wall_clock()
+        );
     }
     if (generation == 2 || generation >= until)
         && let Some(audit) = segue::audit()
@@ -43,8 +46,8 @@ fn main() {
         return;
     }
     // Of the bundles we came with, the first of another version.
-    let Some(bundle) = segue::bundles()
-        .find(|b| segue::bundle_ident(b).is_some_and(|(_, v)| v != version))
+    let Some(bundle) =
+        segue::bundles().find(|b| segue::bundle_ident(b).is_some_and(|(_, v)| v != version))
     else {
         println!("{name} {version} came with no other version to go to");
         return;
@@ -73,14 +76,29 @@ fn compare(since: u64) {
 
 /// The value behind a word of the command line.
 fn argument(name: &str) -> Option<u64> {
-    std::env::args().skip_while(|a| a != name).nth(1)?.parse().ok()
+    std::env::args()
+        .skip_while(|a| a != name)
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 fn wall_clock() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let (s, ms) = (now.as_secs(), now.subsec_millis());
-    let time = format!("{:02}:{:02}:{:02}.{ms:03}", s / 3600 % 24, s / 60 % 60, s % 60);
-    if cfg!(feature = "date") { format!("{} {time}", date(s / 86400)) } else { time }
+    let time = format!(
+        "{:02}:{:02}:{:02}.{ms:03}",
+        s / 3600 % 24,
+        s / 60 % 60,
+        s % 60
+    );
+    if cfg!(feature = "date") {
+        format!("{} {time}", date(s / 86400))
+    } else {
+        time
+    }
 }
 
 /// The date `days` after 1970-01-01 (Howard Hinnant's civil_from_days).
@@ -90,7 +108,10 @@ fn date(days: u64) -> String {
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
     let year = yoe + era * 400 + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
 }

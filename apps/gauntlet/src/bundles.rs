@@ -21,7 +21,10 @@ pub fn run() {
         };
         let same = segue::free_frames() == frames;
         let right = wanted.is_none_or(|w| got.starts_with(w));
-        let verified = matches!(error, ReplaceError::Verify(_) | ReplaceError::NoMemory { .. });
+        let verified = matches!(
+            error,
+            ReplaceError::Verify(_) | ReplaceError::NoMemory { .. }
+        );
         let good = same && right && verified;
         done += 1;
         failed += u32::from(!good);

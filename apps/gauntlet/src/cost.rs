@@ -34,7 +34,9 @@ pub fn padded(rest: &str) {
     let args = format!("--padded {}", rest - 1);
     let error = if rest.is_multiple_of(2) {
         println!("gauntlet: next=padded");
-        segue::Replace::new(&with_padding(plain, 32 << 20)).args(&args).start()
+        segue::Replace::new(&with_padding(plain, 32 << 20))
+            .args(&args)
+            .start()
     } else {
         println!("gauntlet: next=plain");
         segue::Replace::new(plain).args(&args).start()
@@ -46,18 +48,23 @@ pub fn padded(rest: &str) {
 fn with_padding(bundle: &[u8], bytes: usize) -> Vec<u8> {
     const PHDRS: usize = 64;
     const PHDR: usize = 56;
-    let (good, _) = Bundle::split_first(bundle).expect("a bundle").expect("a good one");
+    let (good, _) = Bundle::split_first(bundle)
+        .expect("a bundle")
+        .expect("a good one");
     let elf = good.image;
     let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("8 bytes"));
     let count = usize::from(elf[56]);
-    let kind = |i: usize| u32::from_le_bytes(elf[PHDRS + i * PHDR..][..4].try_into().expect("4 bytes"));
+    let kind =
+        |i: usize| u32::from_le_bytes(elf[PHDRS + i * PHDR..][..4].try_into().expect("4 bytes"));
     let end = (0..count)
         .filter(|i| kind(*i) == 1)
         .map(|i| word(PHDRS + i * PHDR + 16) + word(PHDRS + i * PHDR + 40))
         .max()
         .expect("a segment");
     // PT_GNU_STACK, which nobody reads, becomes the segment.
-    let slot = (0..count).find(|i| kind(*i) == 0x6474_e551).expect("a free program header");
+    let slot = (0..count)
+        .find(|i| kind(*i) == 0x6474_e551)
+        .expect("a free program header");
     let mut new = Vec::with_capacity(elf.len() + bytes + 8192);
     new.extend_from_slice(elf);
     new.resize(elf.len().next_multiple_of(4096), 0);

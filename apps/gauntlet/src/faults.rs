@@ -28,7 +28,11 @@ pub fn run(kind: &str) {
 #[inline(never)]
 fn deep(n: u64) -> u64 {
     let block = std::hint::black_box([n; 64]);
-    if n == u64::MAX { n } else { deep(n + 1) + block[n as usize % 64] }
+    if n == u64::MAX {
+        n
+    } else {
+        deep(n + 1) + block[n as usize % 64]
+    }
 }
 
 /// Takes all frames, writes each, reads each back, gives them back.
@@ -52,12 +56,18 @@ pub fn memory() {
     // SAFETY: frames of ours.
     words().for_each(|w| unsafe { w.write_volatile(w.addr() as u64 ^ 0x5a5a) });
     // SAFETY: as above.
-    let wrong = words().filter(|w| unsafe { w.read_volatile() } != w.addr() as u64 ^ 0x5a5a).count();
+    let wrong = words()
+        .filter(|w| unsafe { w.read_volatile() } != w.addr() as u64 ^ 0x5a5a)
+        .count();
     let high = words().filter(|w| w.addr() >= 1 << 32).count();
     for extent in extents {
         // SAFETY: from the allocator, not used any more.
         unsafe { vm::free_frames(extent) };
     }
-    let outcome = if wrong == 0 && segue::free_frames() == before { "ok" } else { "bad" };
+    let outcome = if wrong == 0 && segue::free_frames() == before {
+        "ok"
+    } else {
+        "bad"
+    };
     println!("gauntlet: memory frames={before} high_frames={high} wrong={wrong} outcome={outcome}");
 }

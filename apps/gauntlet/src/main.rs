@@ -17,7 +17,9 @@ fn main() {
     match args[..] {
         ["--trials"] => trials::run(),
         ["--hang"] => trials::hang(),
-        ["--as", "commit", ..] => println!("gauntlet: committed generation={}", segue::generation()),
+        ["--as", "commit", ..] => {
+            println!("gauntlet: committed generation={}", segue::generation())
+        }
         ["--bundles"] => bundles::run(),
         ["--fault", kind] => faults::run(kind),
         ["--memory"] => faults::memory(),
@@ -31,5 +33,7 @@ fn main() {
 
 /// Our own bundle.
 fn own_bundle() -> &'static [u8] {
-    segue::bundles().next().expect("gauntlet's own bundle as ramdisk or module")
+    segue::bundles()
+        .next()
+        .expect("gauntlet's own bundle as ramdisk or module")
 }

@@ -19,7 +19,11 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     let relocated = !std::env::args().any(|a| a == "--norelocate");
-    if segue::generation() == 1 { first(relocated) } else { second(relocated) }
+    if segue::generation() == 1 {
+        first(relocated)
+    } else {
+        second(relocated)
+    }
 }
 
 fn first(relocated: bool) {
@@ -28,9 +32,18 @@ fn first(relocated: bool) {
         segue::vcpu::start(vcpu, read_clock, 0).expect("an idle vCPU");
     }
     std::thread::sleep(Duration::from_millis(300));
-    let (readings, bad) = (READINGS.load(Ordering::Relaxed), BAD.load(Ordering::Relaxed));
-    println!("sentinel: readers vcpus={} readings={readings} bad={bad}", segue::vcpus());
-    assert!(bad == 0 && (readings > 0 || segue::vcpus() == 1), "the clock is not right");
+    let (readings, bad) = (
+        READINGS.load(Ordering::Relaxed),
+        BAD.load(Ordering::Relaxed),
+    );
+    println!(
+        "sentinel: readers vcpus={} readings={readings} bad={bad}",
+        segue::vcpus()
+    );
+    assert!(
+        bad == 0 && (readings > 0 || segue::vcpus() == 1),
+        "the clock is not right"
+    );
     let bundle = segue::bundles().next().expect("a bundle in the ramdisk");
     let error = segue::Replace::new(bundle)
         .options(|o| o.faults.skip_relocation = !relocated)
@@ -73,7 +86,10 @@ fn second(relocated: bool) {
         });
     }
     let frames: u64 = extents.iter().map(|e| e.frames()).sum();
-    println!("sentinel: filled frames={frames} free_frames={}", segue::free_frames());
+    println!(
+        "sentinel: filled frames={frames} free_frames={}",
+        segue::free_frames()
+    );
 
     if relocated {
         let end = Instant::now() + Duration::from_secs(2);
@@ -102,7 +118,11 @@ fn second(relocated: bool) {
             ones += u64::from(all_ones == 512);
         }
     }
-    let result = if changed == 0 && ones == 0 { "clean" } else { "damaged" };
+    let result = if changed == 0 && ones == 0 {
+        "clean"
+    } else {
+        "damaged"
+    };
     println!(
         "sentinel: result={result} frames={frames} changed={changed} ones={ones} upcalls={}",
         events::upcalls() - upcalls

@@ -30,7 +30,10 @@ pub struct Timespec {
 impl Timespec {
     /// As ns; `None` if it is negative, not normalised or beyond 584 years.
     fn as_ns(self) -> Option<u64> {
-        let (sec, nsec) = (u64::try_from(self.tv_sec).ok()?, u64::try_from(self.tv_nsec).ok()?);
+        let (sec, nsec) = (
+            u64::try_from(self.tv_sec).ok()?,
+            u64::try_from(self.tv_nsec).ok()?,
+        );
         if nsec >= 1_000_000_000 {
             return None;
         }
@@ -129,7 +132,12 @@ unsafe extern "C" fn sys_clock_gettime(clock: i32, out: *mut Timespec) -> i32 {
         _ => return -EINVAL,
     };
     // SAFETY: std passes a place for a timespec.
-    unsafe { out.write(Timespec { tv_sec: sec as i64, tv_nsec: nsec as i32 }) };
+    unsafe {
+        out.write(Timespec {
+            tv_sec: sec as i64,
+            tv_nsec: nsec as i32,
+        })
+    };
     0
 }
 

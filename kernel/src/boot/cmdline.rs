@@ -42,7 +42,11 @@ impl CommandLine {
     pub fn option(&self, key: &str) -> Option<&str> {
         self.words()
             .take_while(|w| *w != "--")
-            .filter_map(|w| w.strip_prefix("segue.")?.strip_prefix(key)?.strip_prefix('='))
+            .filter_map(|w| {
+                w.strip_prefix("segue.")?
+                    .strip_prefix(key)?
+                    .strip_prefix('=')
+            })
             .last()
     }
 
@@ -79,9 +83,15 @@ mod tests {
         assert_eq!(c.option("log"), Some("warn"));
         assert_eq!(c.option("shared_info"), Some("ram"));
         assert_eq!(c.option("shared"), None);
-        assert_eq!(c.args().collect::<Vec<_>>(), ["clock", "a", "--b", "segue.log=no"]);
+        assert_eq!(
+            c.args().collect::<Vec<_>>(),
+            ["clock", "a", "--b", "segue.log=no"]
+        );
         let d = c.with_args(["x", "y"].into_iter()).unwrap();
-        assert_eq!(d.as_str(), "console=x segue.log=info segue.shared_info=ram segue.log=warn -- x y");
+        assert_eq!(
+            d.as_str(),
+            "console=x segue.log=info segue.shared_info=ram segue.log=warn -- x y"
+        );
     }
 
     proptest! {

@@ -53,7 +53,9 @@ impl Module {
     /// The frames it touches; `None` for an empty one or one past the end of addresses.
     #[must_use]
     pub fn extent(&self) -> Option<Extent> {
-        (self.len > 0).then(|| Extent::touching(self.addr, self.len)).flatten()
+        (self.len > 0)
+            .then(|| Extent::touching(self.addr, self.len))
+            .flatten()
     }
 }
 
@@ -114,7 +116,9 @@ pub trait Read {
     /// # Errors
     /// The address cannot be read.
     fn u32(&self, addr: u64) -> Result<u32, BootError> {
-        self.bytes(addr).map(u32::from_le_bytes).ok_or(BootError::BadPointer(addr))
+        self.bytes(addr)
+            .map(u32::from_le_bytes)
+            .ok_or(BootError::BadPointer(addr))
     }
 
     /// A little-endian u64.
@@ -122,7 +126,9 @@ pub trait Read {
     /// # Errors
     /// The address cannot be read.
     fn u64(&self, addr: u64) -> Result<u64, BootError> {
-        self.bytes(addr).map(u64::from_le_bytes).ok_or(BootError::BadPointer(addr))
+        self.bytes(addr)
+            .map(u64::from_le_bytes)
+            .ok_or(BootError::BadPointer(addr))
     }
 }
 
@@ -165,7 +171,11 @@ impl Map {
         for extent in self.ram.iter() {
             self.other.insert(extent)?;
         }
-        if self.ram.frames() == 0 { Err(BootError::NoRam) } else { Ok((self.ram, self.other)) }
+        if self.ram.frames() == 0 {
+            Err(BootError::NoRam)
+        } else {
+            Ok((self.ram, self.other))
+        }
     }
 }
 
@@ -218,7 +228,11 @@ impl BootInfo {
             let (table, entries) = (at64(40)?, at32(48)?);
             for i in 0..u64::from(entries.min(1024)) {
                 let e = table.saturating_add(i * 24);
-                map.add(memory.u64(e)?, memory.u64(e.saturating_add(8))?, memory.u32(e.saturating_add(16))?)?;
+                map.add(
+                    memory.u64(e)?,
+                    memory.u64(e.saturating_add(8))?,
+                    memory.u32(e.saturating_add(16))?,
+                )?;
             }
         }
         let (ram, claimed) = map.finish()?;
@@ -226,7 +240,10 @@ impl BootInfo {
         let (list, count) = (at64(16)?, at32(12)?);
         for i in 0..u64::from(count) {
             let m = list.saturating_add(i * 32);
-            let module = Module { addr: memory.u64(m)?, len: memory.u64(m.saturating_add(8))? };
+            let module = Module {
+                addr: memory.u64(m)?,
+                len: memory.u64(m.saturating_add(8))?,
+            };
             if module.extent().is_some() && modules.try_push(module).is_err() {
                 break;
             }
@@ -266,10 +283,13 @@ mod tests {
         let mut m = vec![0; 0x4000];
         put(&mut m, 0x1202, b"HdrS");
         m[0x11e8] = 3;
-        for (i, (a, l, t)) in
-            [(0u64, 0x9fc00u64, 1u32), (0x9fc00, 0x400, 2), (0x10_0000, 0x3f0_0000, 1)]
-                .into_iter()
-                .enumerate()
+        for (i, (a, l, t)) in [
+            (0u64, 0x9fc00u64, 1u32),
+            (0x9fc00, 0x400, 2),
+            (0x10_0000, 0x3f0_0000, 1),
+        ]
+        .into_iter()
+        .enumerate()
         {
             put(&mut m, 0x12d0 + i * 20, &a.to_le_bytes());
             put(&mut m, 0x12d8 + i * 20, &l.to_le_bytes());
@@ -306,7 +326,13 @@ mod tests {
         assert_eq!(info.ram.frames(), 0x9f + 0x3f00);
         assert_eq!(info.claimed.frames(), 0xa0 + 0x3f00);
         assert_eq!(info.cmdline.args().collect::<Vec<_>>(), ["c"]);
-        assert_eq!(info.modules[..], [Module { addr: 0x300_0000, len: 0x1234 }]);
+        assert_eq!(
+            info.modules[..],
+            [Module {
+                addr: 0x300_0000,
+                len: 0x1234
+            }]
+        );
         assert_eq!(info.rsdp, None);
     }
 
@@ -314,7 +340,13 @@ mod tests {
     fn pvh_start_info() {
         let info = BootInfo::from_pvh(&Fake(pvh()), 0x1000).unwrap();
         assert_eq!(info.ram.frames(), 0x4000);
-        assert_eq!(info.modules[..], [Module { addr: 0x50_0000, len: 77 }]);
+        assert_eq!(
+            info.modules[..],
+            [Module {
+                addr: 0x50_0000,
+                len: 77
+            }]
+        );
         assert_eq!(info.rsdp, Some(0xfc00_0000));
         assert_eq!(info.cmdline.as_str(), "-- x");
     }
@@ -322,10 +354,18 @@ mod tests {
     #[test]
     fn bad_magic_and_pointers_are_errors() {
         let empty = Fake(vec![0; 0x4000]);
-        assert_eq!(BootInfo::from_linux(&empty, 0).unwrap_err(), BootError::BadMagic);
-        assert_eq!(BootInfo::from_pvh(&empty, 0).unwrap_err(), BootError::BadMagic);
+        assert_eq!(
+            BootInfo::from_linux(&empty, 0).unwrap_err(),
+            BootError::BadMagic
+        );
+        assert_eq!(
+            BootInfo::from_pvh(&empty, 0).unwrap_err(),
+            BootError::BadMagic
+        );
         assert!(matches!(
-            BootInfo::from_pvh(&empty, u64::MAX - 3).unwrap_err(), BootError::BadPointer(_)));
+            BootInfo::from_pvh(&empty, u64::MAX - 3).unwrap_err(),
+            BootError::BadPointer(_)
+        ));
     }
 
     proptest! {

@@ -145,6 +145,7 @@ pub fn refill_hole(token: Committed, gfn: Gfn) {
 
 unsafe extern "C" {
     static __image_start: u8;
+    static __data_start: u8;
     static __image_end: u8;
 }
 
@@ -152,6 +153,12 @@ unsafe extern "C" {
 #[must_use]
 pub fn image_base() -> u64 {
     (&raw const __image_start).addr() as u64
+}
+
+/// Address of the first byte of the image that may change: text and constants are before it.
+#[must_use]
+pub fn image_data() -> u64 {
+    (&raw const __data_start).addr() as u64
 }
 
 /// Address after the image's last byte.
@@ -171,7 +178,11 @@ struct IdentNote {
 #[used]
 #[unsafe(link_section = ".note.segue")]
 static IDENT: IdentNote = IdentNote {
-    header: [Ident::NOTE_OWNER.len() as u32, Ident::DESC_LEN as u32, Ident::NOTE_TYPE],
+    header: [
+        Ident::NOTE_OWNER.len() as u32,
+        Ident::DESC_LEN as u32,
+        Ident::NOTE_TYPE,
+    ],
     owner: *b"Segue\0\0\0",
     desc: ident_desc(),
 };
@@ -190,7 +201,6 @@ pub fn ident() -> Option<Ident> {
     let desc = unsafe { (&raw const IDENT.desc).read_volatile() };
     Ident::parse(&desc).ok()
 }
-
 
 /// Whether the app commits by itself (`segue::trial!()`), rather than when its main starts.
 #[must_use]

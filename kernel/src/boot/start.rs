@@ -107,7 +107,10 @@ struct EarlyStacks {
     critical: [u8; 4096],
 }
 
-static mut EARLY_STACKS: EarlyStacks = EarlyStacks { fault: [0; 8192], critical: [0; 4096] };
+static mut EARLY_STACKS: EarlyStacks = EarlyStacks {
+    fault: [0; 8192],
+    critical: [0; 4096],
+};
 
 /// Called by `entry.S`.
 extern "C" fn first_boot(kind: u32, data: u64) -> ! {
@@ -142,10 +145,13 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     // SAFETY: one vCPU; the early stacks are nobody else's.
     unsafe {
         tables::init_idt(features);
-        tables::load(&percpu::BOOT, FaultStacks {
-            fault: (&raw const EARLY_STACKS.fault).addr() as u64 + 8192,
-            critical: (&raw const EARLY_STACKS.critical).addr() as u64 + 4096,
-        });
+        tables::load(
+            &percpu::BOOT,
+            FaultStacks {
+                fault: (&raw const EARLY_STACKS.fault).addr() as u64 + 8192,
+                critical: (&raw const EARLY_STACKS.critical).addr() as u64 + 4096,
+            },
+        );
     }
 
     // 2. What the loader says.
@@ -161,8 +167,14 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     if hvm {
         pic::mask_all(token);
     }
-    let bar = if hvm { pci::platform_bar(token, &info.ram) } else { None };
-    let mut carve = bar.or_else(|| Carve::from_hole(&info.claimed)).ok_or(StartError::NoHome)?;
+    let bar = if hvm {
+        pci::platform_bar(token, &info.ram)
+    } else {
+        None
+    };
+    let mut carve = bar
+        .or_else(|| Carve::from_hole(&info.claimed))
+        .ok_or(StartError::NoHome)?;
     let home = carve.take().ok_or(StartError::NoHome)?;
     let mut kept = Kept::new();
     let keep = |kept: &mut Kept, extent: Extent| {
@@ -212,7 +224,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     // SAFETY: the frames are RAM that nobody has, mapped by the boot tables.
     let park = unsafe { Park::create(park_block, low)? };
     park::set(park);
-    let rsdp = info.rsdp.or_else(|| if hvm { acpi::scan_bios_area() } else { None });
+    let rsdp = info
+        .rsdp
+        .or_else(|| if hvm { acpi::scan_bios_area() } else { None });
     // SAFETY: the boot tables map all below 4 GiB; ACPI tables are not written by anyone.
     let apic_ids = unsafe { acpi::apic_ids(rsdp) };
     let vcpus = apic_ids.len().max(1) as u32;
@@ -227,7 +241,11 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     keep(&mut kept, extent)?;
     let workspace = Workspace::plan(extent, vcpus, ram_end).ok_or(StartError::Tables)?;
     let devices: ArrayVec<Gfn, 4> = [home].into_iter().chain(pv.map(|c| c.gfn)).collect();
-    let around = Surroundings { ram: &info.ram, devices: &devices, park_code: park.code() };
+    let around = Surroundings {
+        ram: &info.ram,
+        devices: &devices,
+        park_code: park.code(),
+    };
     // SAFETY: the workspace is RAM that nobody has; the tables map this code, the stack and all
     // data where they are; the kept set has all that is in use.
     unsafe {
@@ -242,7 +260,11 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         let stacks = vm::fault_stacks(&workspace, 0).ok_or(StartError::Tables)?;
         tables::load(cpu, stacks);
         let root = space.root().as_u64();
-        smp::set_shared(smp::Shared { workspace, root, features });
+        smp::set_shared(smp::Shared {
+            workspace,
+            root,
+            features,
+        });
     }
     if in_ram {
         boot::set_home_in_ram(first_home);
@@ -280,7 +302,11 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         xen.version.1,
         ImageName,
     );
-    println!("segue: shared_info home={} gfn={:?}", boot::home().name(), boot::home().gfn());
+    println!(
+        "segue: shared_info home={} gfn={:?}",
+        boot::home().name(),
+        boot::home().gfn()
+    );
     // SAFETY: written by entry.S before any Rust code.
     let entry_tsc = unsafe { (&raw const segue_entry_tsc).read() };
     // SAFETY: the main stack is mapped, and nobody's yet; what is on the boot stack is done with.
@@ -289,7 +315,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
 
 /// RAM in MiB, rounded: the legacy hole and what Xen keeps don't count.
 pub(crate) fn mebibytes<const N: usize>(ram: &ExtentSet<N>) -> u64 {
-    (ram.frames() + 255) / 256
+    ram.frames().div_ceil(256)
 }
 
 /// `NAME-VERSION` of this image.
@@ -325,28 +351,27 @@ fn segments() -> impl Iterator<Item = (Extent, Perms)> {
 }
 
 /// Frames in a row that are RAM below frame `limit` and not kept; not below 1 MiB.
-fn find(
-    ram: &ExtentSet<64>,
-    kept: &Kept,
-    frames: u64,
-    limit: u64,
-) -> Result<Extent, StartError> {
+fn find(ram: &ExtentSet<64>, kept: &Kept, frames: u64, limit: u64) -> Result<Extent, StartError> {
     let mut best = 0;
     let mut free = ram.clone();
     for extent in kept.iter() {
-        free.remove(extent).map_err(|e| StartError::Boot(e.into()))?;
+        free.remove(extent)
+            .map_err(|e| StartError::Boot(e.into()))?;
     }
     for extent in free.iter() {
         let start = extent.start().as_u64().max(0x100);
         let end = extent.end().min(limit);
         best = best.max(end.saturating_sub(start));
-        if start + frames <= end {
-            if let Some(found) = Gfn::new(start).and_then(|s| Extent::new(s, frames)) {
-                return Ok(found);
-            }
+        if start + frames <= end
+            && let Some(found) = Gfn::new(start).and_then(|s| Extent::new(s, frames))
+        {
+            return Ok(found);
         }
     }
-    Err(StartError::NoMemory { need: frames * 4, have: best * 4 })
+    Err(StartError::NoMemory {
+        need: frames * 4,
+        have: best * 4,
+    })
 }
 
 /// A frame below 1 MiB that is RAM and not kept, for vCPUs that start in real mode.

@@ -49,7 +49,10 @@ pub fn eoi(_: Committed) {
 
 /// Sends the park interrupt to every other vCPU: one register write, however many there are.
 pub fn park_others(_: Committed) {
-    write(X2APIC_ICR, ICR_ALL_BUT_SELF | ICR_ASSERT | u64::from(VECTOR_PARK));
+    write(
+        X2APIC_ICR,
+        ICR_ALL_BUT_SELF | ICR_ASSERT | u64::from(VECTOR_PARK),
+    );
 }
 
 /// Resets a vCPU.
@@ -59,5 +62,8 @@ pub fn init(_: Committed, apic_id: u32) {
 
 /// Starts a reset vCPU at frame `page` (below 0x100) in real mode.
 pub fn startup(_: Committed, apic_id: u32, page: u8) {
-    write(X2APIC_ICR, u64::from(apic_id) << 32 | ICR_STARTUP | ICR_ASSERT | u64::from(page));
+    write(
+        X2APIC_ICR,
+        u64::from(apic_id) << 32 | ICR_STARTUP | ICR_ASSERT | u64::from(page),
+    );
 }

@@ -86,16 +86,48 @@ pub(super) extern "C" fn fault(frame: &Frame) -> ! {
         percpu::this().vcpu(),
     );
     for line in [
-        [("rax", frame.rax), ("rbx", frame.rbx), ("rcx", frame.rcx), ("rdx", frame.rdx)],
-        [("rsi", frame.rsi), ("rdi", frame.rdi), ("rbp", frame.rbp), ("rsp", frame.rsp)],
-        [("r8 ", frame.r8), ("r9 ", frame.r9), ("r10", frame.r10), ("r11", frame.r11)],
-        [("r12", frame.r12), ("r13", frame.r13), ("r14", frame.r14), ("r15", frame.r15)],
-        [("cs ", frame.cs), ("ss ", frame.ss), ("rfl", frame.rflags), ("rip", frame.rip)],
+        [
+            ("rax", frame.rax),
+            ("rbx", frame.rbx),
+            ("rcx", frame.rcx),
+            ("rdx", frame.rdx),
+        ],
+        [
+            ("rsi", frame.rsi),
+            ("rdi", frame.rdi),
+            ("rbp", frame.rbp),
+            ("rsp", frame.rsp),
+        ],
+        [
+            ("r8 ", frame.r8),
+            ("r9 ", frame.r9),
+            ("r10", frame.r10),
+            ("r11", frame.r11),
+        ],
+        [
+            ("r12", frame.r12),
+            ("r13", frame.r13),
+            ("r14", frame.r14),
+            ("r15", frame.r15),
+        ],
+        [
+            ("cs ", frame.cs),
+            ("ss ", frame.ss),
+            ("rfl", frame.rflags),
+            ("rip", frame.rip),
+        ],
     ] {
         let [a, b, c, d] = line;
         emergency_println!(
             "  {} {:016x}  {} {:016x}  {} {:016x}  {} {:016x}",
-            a.0, a.1, b.0, b.1, c.0, c.1, d.0, d.1
+            a.0,
+            a.1,
+            b.0,
+            b.1,
+            c.0,
+            c.1,
+            d.0,
+            d.1
         );
     }
     backtrace(frame.rip, frame.rbp);

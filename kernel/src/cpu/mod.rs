@@ -29,7 +29,11 @@ impl Features {
         let one = __cpuid_count(1, 0);
         let x2apic = one.ecx & 1 << 21 != 0;
         if one.ecx & 1 << 26 == 0 {
-            return Self { xsave_size: 512, xcr0: 0, x2apic };
+            return Self {
+                xsave_size: 512,
+                xcr0: 0,
+                x2apic,
+            };
         }
         let d = __cpuid_count(0xd, 0);
         let supported = u64::from(d.eax) | u64::from(d.edx) << 32;
@@ -39,7 +43,11 @@ impl Features {
             xcr0 |= 0xe0;
         }
         // ECX: the size for everything supported, an upper bound without a write to XCR0.
-        Self { xsave_size: d.ecx, xcr0, x2apic }
+        Self {
+            xsave_size: d.ecx,
+            xcr0,
+            x2apic,
+        }
     }
 
     /// Enables on the calling vCPU what the image is compiled for and may find by CPUID.
@@ -49,7 +57,9 @@ impl Features {
             Cr0::update(|f| {
                 f.remove(Cr0Flags::EMULATE_COPROCESSOR | Cr0Flags::TASK_SWITCHED);
                 f.insert(
-                    Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR | Cr0Flags::WRITE_PROTECT,
+                    Cr0Flags::MONITOR_COPROCESSOR
+                        | Cr0Flags::NUMERIC_ERROR
+                        | Cr0Flags::WRITE_PROTECT,
                 );
             });
             Cr4::update(|f| {

@@ -65,7 +65,9 @@ pub unsafe fn write_sipi_page(page: Gfn, params: SipiParams) {
         if len <= SIPI_PARAMS {
             core::ptr::copy_nonoverlapping(from, to, len);
         }
-        to.add(SIPI_PARAMS).cast::<SipiParams>().write_unaligned(params);
+        to.add(SIPI_PARAMS)
+            .cast::<SipiParams>()
+            .write_unaligned(params);
     }
 }
 
@@ -122,22 +124,29 @@ pub unsafe fn start_others(
     page: Gfn,
     apic_ids: &[u32],
 ) -> Result<(), StartError> {
-    let Some(shared) = shared() else { return Ok(()) };
+    let Some(shared) = shared() else {
+        return Ok(());
+    };
     for (vcpu, apic_id) in (0u32..).zip(apic_ids) {
         if vcpu == percpu::this().vcpu() {
             continue;
         }
-        let Some(area) = shared.workspace.vcpu(vcpu) else { return Err(StartError { vcpu }) };
+        let Some(area) = shared.workspace.vcpu(vcpu) else {
+            return Err(StartError { vcpu });
+        };
         // SAFETY: the vCPU does not run; its data is nobody's; the boot tables map all below
         // 4 GiB, and the image is there (or the Linux and PVH entries could not have run).
         unsafe {
             vm::prepare_vcpu(&shared.workspace, vcpu);
-            write_sipi_page(page, SipiParams {
-                cr3: (&raw const segue_boot_tables).addr() as u32,
-                entry: started as *const () as u64,
-                arg: u64::from(vcpu),
-                stack: area.stack.end_addr() - 8,
-            });
+            write_sipi_page(
+                page,
+                SipiParams {
+                    cr3: (&raw const segue_boot_tables).addr() as u32,
+                    entry: started as *const () as u64,
+                    arg: u64::from(vcpu),
+                    stack: area.stack.end_addr() - 8,
+                },
+            );
         }
         let before = online();
         apic::init(token, *apic_id);
@@ -163,7 +172,9 @@ extern "C" fn started(vcpu: u64) -> ! {
     // SAFETY: `start_others` prepared this vCPU's data.
     unsafe { come_up(shared, vcpu as u32) };
     shared.features.enable();
-    let Some(token) = Committed::get() else { halt() };
+    let Some(token) = Committed::get() else {
+        halt()
+    };
     apic::enable(token);
     if let Some(ports) = crate::boot::ports() {
         ports.enable_on(token, percpu::this());
@@ -181,7 +192,9 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
     if let Some(ports) = crate::boot::ports() {
         ports.adopt_on(percpu::this());
     }
-    let Some(token) = Committed::get() else { halt() };
+    let Some(token) = Committed::get() else {
+        halt()
+    };
     ONLINE.fetch_add(1, Ordering::AcqRel);
     apic::eoi(token);
     apic::enable(token);
@@ -195,9 +208,13 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
 unsafe fn come_up(shared: &Shared, vcpu: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        let Some(cpu) = vm::vcpu_data(&shared.workspace, vcpu) else { halt() };
+        let Some(cpu) = vm::vcpu_data(&shared.workspace, vcpu) else {
+            halt()
+        };
         cpu.install(vcpu);
-        let Some(stacks) = vm::fault_stacks(&shared.workspace, vcpu) else { halt() };
+        let Some(stacks) = vm::fault_stacks(&shared.workspace, vcpu) else {
+            halt()
+        };
         tables::load(cpu, stacks);
     }
 }
@@ -216,8 +233,12 @@ struct Mailbox {
     argument: AtomicU64,
 }
 
-static MAILBOXES: [Mailbox; MAX] =
-    [const { Mailbox { function: AtomicUsize::new(0), argument: AtomicU64::new(0) } }; MAX];
+static MAILBOXES: [Mailbox; MAX] = [const {
+    Mailbox {
+        function: AtomicUsize::new(0),
+        argument: AtomicU64::new(0),
+    }
+}; MAX];
 
 /// Has a vCPU run `job(argument)` when it is idle, with interrupts on.
 ///
@@ -298,4 +319,3 @@ pub fn sleep_until(token: Committed, deadline: u64) {
         wait_for_event(token);
     }
 }
-

@@ -30,7 +30,10 @@ pub struct Tables {
 
 impl Tables {
     pub(super) const fn new() -> Self {
-        Self { gdt: GlobalDescriptorTable::empty(), tss: TaskStateSegment::new() }
+        Self {
+            gdt: GlobalDescriptorTable::empty(),
+            tss: TaskStateSegment::new(),
+        }
     }
 }
 
@@ -78,25 +81,60 @@ pub unsafe fn init_idt(features: super::Features) {
         SEGUE_USE_XSAVE = u64::from(features.xcr0 != 0);
         let stubs = &raw const segue_fault_stubs;
         let at = |i: usize| VirtAddr::new((*stubs)[i]);
-        let idt = &mut *(&raw mut IDT);
-        idt.divide_error.set_handler_addr(at(0)).set_stack_index(IST_FAULT);
+        let idt = &raw mut IDT;
+        let idt = &mut *idt;
+        idt.divide_error
+            .set_handler_addr(at(0))
+            .set_stack_index(IST_FAULT);
         idt.debug.set_handler_addr(at(1)).set_stack_index(IST_FAULT);
-        idt.non_maskable_interrupt.set_handler_addr(at(2)).set_stack_index(IST_CRITICAL);
-        idt.breakpoint.set_handler_addr(at(3)).set_stack_index(IST_FAULT);
-        idt.overflow.set_handler_addr(at(4)).set_stack_index(IST_FAULT);
-        idt.bound_range_exceeded.set_handler_addr(at(5)).set_stack_index(IST_FAULT);
-        idt.invalid_opcode.set_handler_addr(at(6)).set_stack_index(IST_FAULT);
-        idt.device_not_available.set_handler_addr(at(7)).set_stack_index(IST_FAULT);
-        idt.double_fault.set_handler_addr(at(8)).set_stack_index(IST_CRITICAL);
-        idt.invalid_tss.set_handler_addr(at(10)).set_stack_index(IST_FAULT);
-        idt.segment_not_present.set_handler_addr(at(11)).set_stack_index(IST_FAULT);
-        idt.stack_segment_fault.set_handler_addr(at(12)).set_stack_index(IST_FAULT);
-        idt.general_protection_fault.set_handler_addr(at(13)).set_stack_index(IST_FAULT);
-        idt.page_fault.set_handler_addr(at(14)).set_stack_index(IST_FAULT);
-        idt.x87_floating_point.set_handler_addr(at(16)).set_stack_index(IST_FAULT);
-        idt.alignment_check.set_handler_addr(at(17)).set_stack_index(IST_FAULT);
-        idt.machine_check.set_handler_addr(at(18)).set_stack_index(IST_CRITICAL);
-        idt.simd_floating_point.set_handler_addr(at(19)).set_stack_index(IST_FAULT);
+        idt.non_maskable_interrupt
+            .set_handler_addr(at(2))
+            .set_stack_index(IST_CRITICAL);
+        idt.breakpoint
+            .set_handler_addr(at(3))
+            .set_stack_index(IST_FAULT);
+        idt.overflow
+            .set_handler_addr(at(4))
+            .set_stack_index(IST_FAULT);
+        idt.bound_range_exceeded
+            .set_handler_addr(at(5))
+            .set_stack_index(IST_FAULT);
+        idt.invalid_opcode
+            .set_handler_addr(at(6))
+            .set_stack_index(IST_FAULT);
+        idt.device_not_available
+            .set_handler_addr(at(7))
+            .set_stack_index(IST_FAULT);
+        idt.double_fault
+            .set_handler_addr(at(8))
+            .set_stack_index(IST_CRITICAL);
+        idt.invalid_tss
+            .set_handler_addr(at(10))
+            .set_stack_index(IST_FAULT);
+        idt.segment_not_present
+            .set_handler_addr(at(11))
+            .set_stack_index(IST_FAULT);
+        idt.stack_segment_fault
+            .set_handler_addr(at(12))
+            .set_stack_index(IST_FAULT);
+        idt.general_protection_fault
+            .set_handler_addr(at(13))
+            .set_stack_index(IST_FAULT);
+        idt.page_fault
+            .set_handler_addr(at(14))
+            .set_stack_index(IST_FAULT);
+        idt.x87_floating_point
+            .set_handler_addr(at(16))
+            .set_stack_index(IST_FAULT);
+        idt.alignment_check
+            .set_handler_addr(at(17))
+            .set_stack_index(IST_FAULT);
+        idt.machine_check
+            .set_handler_addr(at(18))
+            .set_stack_index(IST_CRITICAL);
+        idt.simd_floating_point
+            .set_handler_addr(at(19))
+            .set_stack_index(IST_FAULT);
         let stub = |f: unsafe extern "C" fn()| VirtAddr::from_ptr(f as *const ());
         idt[VECTOR_UPCALL].set_handler_addr(stub(segue_upcall_stub));
         idt[VECTOR_PARK].set_handler_addr(stub(segue_park_stub));
@@ -119,15 +157,18 @@ pub unsafe fn load(cpu: &'static PerCpu, stacks: FaultStacks) {
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
     let data = tables.gdt.append(Descriptor::kernel_data_segment());
     // SAFETY: the TSS is in the same per-vCPU data and never moves.
-    let tss = tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&tables.tss) });
+    let tss = tables
+        .gdt
+        .append(unsafe { Descriptor::tss_segment_unchecked(&tables.tss) });
     // SAFETY: the descriptors are valid and static; the order is GDT, segments, TSS, IDT.
     unsafe {
-        (*(&raw const tables.gdt)).load_unsafe();
+        tables.gdt.load_unsafe();
         CS::set_reg(code);
         SS::set_reg(data);
         DS::set_reg(data);
         ES::set_reg(data);
         load_tss(tss);
-        (*(&raw const IDT)).load_unsafe();
+        let idt = &raw const IDT;
+        (*idt).load_unsafe();
     }
 }

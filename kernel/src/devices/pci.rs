@@ -68,4 +68,3 @@ pub fn platform_bar<const N: usize>(token: Committed, map: &ExtentSet<N>) -> Opt
     }
     None
 }
-

@@ -22,7 +22,9 @@ pub fn write(_: Committed, bytes: &[u8]) {
     if !PRESENT.load(Ordering::Relaxed) {
         return;
     }
-    let Some(mut guard) = UART.try_lock() else { return };
+    let Some(mut guard) = UART.try_lock() else {
+        return;
+    };
     if guard.is_none() {
         // SAFETY: COM1 is the UART's, nothing else in this image touches it.
         *guard = unsafe { Uart16550::new_port(COM1) }.ok();

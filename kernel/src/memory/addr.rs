@@ -16,7 +16,11 @@ impl PhysAddr {
     /// The address, if a processor can have it.
     #[must_use]
     pub const fn new(addr: u64) -> Option<Self> {
-        if addr < PHYS_END { Some(Self(addr)) } else { None }
+        if addr < PHYS_END {
+            Some(Self(addr))
+        } else {
+            None
+        }
     }
 
     /// The number, in bytes.
@@ -52,7 +56,11 @@ impl Gfn {
     /// The frame number, if a processor can address it.
     #[must_use]
     pub const fn new(gfn: u64) -> Option<Self> {
-        if gfn < PHYS_END / PAGE_SIZE { Some(Self(gfn)) } else { None }
+        if gfn < PHYS_END / PAGE_SIZE {
+            Some(Self(gfn))
+        } else {
+            None
+        }
     }
 
     /// The number.
@@ -70,7 +78,10 @@ impl Gfn {
     /// The frame alone.
     #[must_use]
     pub const fn extent(self) -> Extent {
-        Extent { start: self.0, end: self.0 + 1 }
+        Extent {
+            start: self.0,
+            end: self.0 + 1,
+        }
     }
 }
 
@@ -92,9 +103,10 @@ impl Extent {
     #[must_use]
     pub const fn new(start: Gfn, frames: u64) -> Option<Self> {
         match start.0.checked_add(frames) {
-            Some(end) if frames > 0 && end <= PHYS_END / PAGE_SIZE => {
-                Some(Self { start: start.0, end })
-            }
+            Some(end) if frames > 0 && end <= PHYS_END / PAGE_SIZE => Some(Self {
+                start: start.0,
+                end,
+            }),
             _ => None,
         }
     }
@@ -112,11 +124,18 @@ impl Extent {
     pub fn touching(addr: u64, len: u64) -> Option<Self> {
         let end = addr.saturating_add(len).min(PHYS_END);
         let first = addr / PAGE_SIZE;
-        Self::new(Gfn::new(first)?, end.div_ceil(PAGE_SIZE).checked_sub(first)?)
+        Self::new(
+            Gfn::new(first)?,
+            end.div_ceil(PAGE_SIZE).checked_sub(first)?,
+        )
     }
 
     pub(crate) const fn from_bounds(start: u64, end: u64) -> Option<Self> {
-        if start < end && end <= PHYS_END / PAGE_SIZE { Some(Self { start, end }) } else { None }
+        if start < end && end <= PHYS_END / PAGE_SIZE {
+            Some(Self { start, end })
+        } else {
+            None
+        }
     }
 
     /// First frame.
@@ -177,6 +196,11 @@ impl Extent {
 
 impl fmt::Debug for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}..{:#x}", self.start * PAGE_SIZE, self.end * PAGE_SIZE)
+        write!(
+            f,
+            "{:#x}..{:#x}",
+            self.start * PAGE_SIZE,
+            self.end * PAGE_SIZE
+        )
     }
 }

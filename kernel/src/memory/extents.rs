@@ -23,7 +23,9 @@ impl<const N: usize> ExtentSet<N> {
     /// The empty set.
     #[must_use]
     pub const fn new() -> Self {
-        Self { parts: ArrayVec::new_const() }
+        Self {
+            parts: ArrayVec::new_const(),
+        }
     }
 
     /// The extents, lowest first.
@@ -167,9 +169,15 @@ mod tests {
 
     #[test]
     fn ram_is_rounded_inwards_and_claims_outwards() {
-        assert_eq!(Extent::inside(0x1001, 0x2fff), Extent::new(Gfn::new(2).unwrap(), 2));
+        assert_eq!(
+            Extent::inside(0x1001, 0x2fff),
+            Extent::new(Gfn::new(2).unwrap(), 2)
+        );
         assert_eq!(Extent::inside(0x1001, 0xfff), None);
-        assert_eq!(Extent::touching(0x1fff, 2), Extent::new(Gfn::new(1).unwrap(), 2));
+        assert_eq!(
+            Extent::touching(0x1fff, 2),
+            Extent::new(Gfn::new(1).unwrap(), 2)
+        );
         assert_eq!(Extent::inside(u64::MAX, u64::MAX), None);
         assert!(Extent::inside(0, u64::MAX).is_some());
     }

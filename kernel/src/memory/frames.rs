@@ -37,7 +37,9 @@ impl<'a> FrameBitmap<'a> {
     }
 
     fn is_free(&self, gfn: u64) -> bool {
-        self.words.get((gfn / 64) as usize).is_some_and(|w| w >> (gfn % 64) & 1 == 1)
+        self.words
+            .get((gfn / 64) as usize)
+            .is_some_and(|w| w >> (gfn % 64) & 1 == 1)
     }
 
     /// Whether every frame of `extent` is in state `free`.
@@ -54,7 +56,9 @@ impl<'a> FrameBitmap<'a> {
             let (word, bit) = ((gfn / 64) as usize, gfn % 64);
             let count = (64 - bit).min(end - gfn);
             let mask = (u64::MAX >> (64 - count)) << bit;
-            let Some(w) = self.words.get_mut(word) else { break };
+            let Some(w) = self.words.get_mut(word) else {
+                break;
+            };
             let before = *w;
             *w = if free { before | mask } else { before & !mask };
             changed += u64::from((before ^ *w).count_ones());
@@ -87,7 +91,9 @@ impl<'a> FrameBitmap<'a> {
                     return Some(extent);
                 }
                 Some(taken) => {
-                    start = self.first_free(taken + 1, end)?.checked_next_multiple_of(align)?;
+                    start = self
+                        .first_free(taken + 1, end)?
+                        .checked_next_multiple_of(align)?;
                 }
             }
         }

@@ -25,12 +25,13 @@ unsafe impl Source for FromFrames {
             .max(GROWTH);
         let extent = vm::alloc_frames(want.div_ceil(PAGE_SIZE), 1).ok_or(())?;
         // SAFETY: the frames are this heap's from here on, mapped writable, used by nobody.
-        unsafe { talc.claim(extent.addr().as_ptr(), extent.bytes() as usize) }.map(drop).ok_or(())
+        unsafe { talc.claim(extent.addr().as_ptr(), extent.bytes() as usize) }
+            .map(drop)
+            .ok_or(())
     }
 }
 
-static HEAP: talc::TalcLock<RawInterruptTicketMutex, FromFrames> =
-    talc::TalcLock::new(FromFrames);
+static HEAP: talc::TalcLock<RawInterruptTicketMutex, FromFrames> = talc::TalcLock::new(FromFrames);
 
 /// Gives the heap its first memory.
 ///
@@ -38,7 +39,10 @@ static HEAP: talc::TalcLock<RawInterruptTicketMutex, FromFrames> =
 /// The extent is mapped writable and nobody else's.
 pub unsafe fn init(extent: Extent) {
     // SAFETY: the caller's promise.
-    unsafe { HEAP.lock().claim(extent.addr().as_ptr(), extent.bytes() as usize) };
+    unsafe {
+        HEAP.lock()
+            .claim(extent.addr().as_ptr(), extent.bytes() as usize)
+    };
 }
 
 /// Allocates; null when there is no memory.

@@ -65,7 +65,9 @@ impl AddressSpace {
     /// # Errors
     /// No frame for the root.
     pub fn new(tables: &mut impl Tables) -> Result<Self, NoTableFrame> {
-        Ok(Self { root: tables.alloc().ok_or(NoTableFrame)? })
+        Ok(Self {
+            root: tables.alloc().ok_or(NoTableFrame)?,
+        })
     }
 
     /// Tables that exist already, by their root.
@@ -165,7 +167,11 @@ fn index(gfn: u64, shift: u32) -> usize {
 
 fn leaf(gfn: u64, perms: Option<Perms>, large: bool) -> u64 {
     perms.map_or(0, |p| {
-        let size = if large { Flags::HUGE_PAGE } else { Flags::empty() };
+        let size = if large {
+            Flags::HUGE_PAGE
+        } else {
+            Flags::empty()
+        };
         (gfn * PAGE_SIZE) | (p.flags() | size).bits()
     })
 }
@@ -229,7 +235,9 @@ mod tests {
             Some(gfn)
         }
         fn table(&mut self, gfn: Gfn) -> &mut Table {
-            self.tables.get_mut(&gfn).expect("a table that was allocated")
+            self.tables
+                .get_mut(&gfn)
+                .expect("a table that was allocated")
         }
     }
 
@@ -263,14 +271,22 @@ mod tests {
     fn a_gibibyte_takes_large_pages() {
         let mut fake = Fake::default();
         let space = AddressSpace::new(&mut fake).unwrap();
-        space.map(&mut fake, extent(0x4_0000, 0x4_0000), Perms::Write).unwrap();
+        space
+            .map(&mut fake, extent(0x4_0000, 0x4_0000), Perms::Write)
+            .unwrap();
         assert_eq!(fake.tables.len(), 3);
     }
 
     #[test]
     fn running_out_of_frames_is_an_error() {
-        let mut fake = Fake { limit: Some(3), ..Fake::default() };
+        let mut fake = Fake {
+            limit: Some(3),
+            ..Fake::default()
+        };
         let space = AddressSpace::new(&mut fake).unwrap();
-        assert_eq!(space.map(&mut fake, extent(1, 1), Perms::Read), Err(NoTableFrame));
+        assert_eq!(
+            space.map(&mut fake, extent(1, 1), Perms::Read),
+            Err(NoTableFrame)
+        );
     }
 }

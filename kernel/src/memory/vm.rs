@@ -39,7 +39,12 @@ impl TablePool {
     #[must_use]
     pub unsafe fn new(extent: Extent) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { extent.addr().as_ptr::<u8>().write_bytes(0, extent.bytes() as usize) };
+        unsafe {
+            extent
+                .addr()
+                .as_ptr::<u8>()
+                .write_bytes(0, extent.bytes() as usize)
+        };
         Self { extent, used: 0 }
     }
 
@@ -143,12 +148,21 @@ pub unsafe fn init<const N: usize, const M: usize>(
         frames.reserve(zero.extent());
     }
     END.store(ram.end(), Ordering::Relaxed);
-    *MEMORY.lock() = Some(Memory { frames, space, pool, workspace });
+    *MEMORY.lock() = Some(Memory {
+        frames,
+        space,
+        pool,
+        workspace,
+    });
 }
 
 /// Takes `frames` frames in a row, aligned to `align` frames; contents unspecified.
 pub fn alloc_frames(frames: u64, align: u64) -> Option<Extent> {
-    MEMORY.lock().as_mut()?.frames.alloc(frames, align, u64::MAX)
+    MEMORY
+        .lock()
+        .as_mut()?
+        .frames
+        .alloc(frames, align, u64::MAX)
 }
 
 /// As [`alloc_frames`], below 4 GiB.
@@ -191,7 +205,9 @@ pub fn map(extent: Extent, perms: Perms) -> Result<(), NoTableFrame> {
 /// Whether `len` bytes at `addr` are mapped writable. False when the lock is held: for fault
 /// reports, which must not wait.
 pub fn is_writable(addr: u64, len: u64) -> bool {
-    let Some(mut guard) = MEMORY.try_lock() else { return false };
+    let Some(mut guard) = MEMORY.try_lock() else {
+        return false;
+    };
     let (Some(m), Some(extent)) = (guard.as_mut(), Extent::touching(addr, len)) else {
         return false;
     };
@@ -202,8 +218,12 @@ pub fn is_writable(addr: u64, len: u64) -> bool {
 
 /// Whether `addr` is in a guard page.
 pub fn is_guard(addr: u64) -> bool {
-    let Some(guard) = MEMORY.try_lock() else { return false };
-    let (Some(m), Some(page)) = (guard.as_ref(), Extent::touching(addr, 1)) else { return false };
+    let Some(guard) = MEMORY.try_lock() else {
+        return false;
+    };
+    let (Some(m), Some(page)) = (guard.as_ref(), Extent::touching(addr, 1)) else {
+        return false;
+    };
     m.workspace.guards().any(|g| g.overlaps(page))
 }
 
@@ -244,5 +264,8 @@ pub unsafe fn prepare_vcpu(workspace: &Workspace, vcpu: u32) {
 #[must_use]
 pub fn fault_stacks(workspace: &Workspace, vcpu: u32) -> Option<FaultStacks> {
     let area = workspace.vcpu(vcpu)?;
-    Some(FaultStacks { fault: area.fault.end_addr(), critical: area.critical.end_addr() })
+    Some(FaultStacks {
+        fault: area.fault.end_addr(),
+        critical: area.critical.end_addr(),
+    })
 }

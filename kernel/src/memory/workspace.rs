@@ -53,7 +53,11 @@ impl Workspace {
     /// [`frames`](Self::frames) says.
     #[must_use]
     pub fn plan(extent: Extent, vcpus: u32, ram_end: u64) -> Option<Self> {
-        (extent.frames() == Self::frames(vcpus, ram_end)).then_some(Self { extent, vcpus, ram_end })
+        (extent.frames() == Self::frames(vcpus, ram_end)).then_some(Self {
+            extent,
+            vcpus,
+            ram_end,
+        })
     }
 
     /// All of it.
@@ -109,7 +113,10 @@ impl Workspace {
     /// The frame allocator's bitmap.
     #[must_use]
     pub fn bitmap(&self) -> Extent {
-        self.part(self.area(self.vcpus) + tables(self.ram_end), bitmap(self.ram_end))
+        self.part(
+            self.area(self.vcpus) + tables(self.ram_end),
+            bitmap(self.ram_end),
+        )
     }
 
     /// The first heap.
@@ -157,7 +164,11 @@ mod tests {
                 parts.extend([a.fault, a.critical, a.stack, a.data]);
             }
             parts.sort_by_key(|e| e.start());
-            assert!(parts.windows(2).all(|p| p[0].end() == p[1].start().as_u64()));
+            assert!(
+                parts
+                    .windows(2)
+                    .all(|p| p[0].end() == p[1].start().as_u64())
+            );
             assert_eq!(parts.iter().map(|e| e.frames()).sum::<u64>(), frames);
             assert_eq!(parts[0].start(), extent.start());
             assert_eq!(w.vcpu(vcpus), None);

@@ -77,7 +77,8 @@ fn extents<const N: usize>(record: &Record<'_>, kind: Kind) -> Result<ExtentSet<
     let mut set = ExtentSet::new();
     let mut words = record.words(kind)?;
     while let (Some(start), Some(end)) = (words.next(), words.next()) {
-        set.insert(extent(kind, start, end)?).map_err(|_| RecordError::Bad(kind))?;
+        set.insert(extent(kind, start, end)?)
+            .map_err(|_| RecordError::Bad(kind))?;
     }
     Ok(set)
 }
@@ -94,8 +95,11 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     if version != u64::from(park::VERSION) {
         return Err(RecordError::Bad(Kind::Park));
     }
-    let park = Park::adopt(extent(Kind::Park, block, block_end)?, gfn(Kind::Park, sipi)?)
-        .ok_or(RecordError::Bad(Kind::Park))?;
+    let park = Park::adopt(
+        extent(Kind::Park, block, block_end)?,
+        gfn(Kind::Park, sipi)?,
+    )
+    .ok_or(RecordError::Bad(Kind::Park))?;
     park::set(park);
 
     let ram: ExtentSet<64> = extents(record, Kind::Ram)?;
@@ -112,14 +116,20 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     let carve = Carve::resume(carve, carve_used).ok_or(RecordError::Bad(Kind::SharedInfo))?;
     let [xen, vmmcall, hvm] = record.array(Kind::Platform)?;
     let [xsave_size, xcr0, x2apic] = record.array(Kind::Features)?;
-    let features = Features { xsave_size: xsave_size as u32, xcr0, x2apic: x2apic != 0 };
+    let features = Features {
+        xsave_size: xsave_size as u32,
+        xcr0,
+        x2apic: x2apic != 0,
+    };
 
     // SAFETY: the workspace is mapped writable and is this image's; interrupts are off.
     unsafe {
         for v in 0..workspace.vcpus() {
             vm::prepare_vcpu(&workspace, v);
         }
-        vm::vcpu_data(&workspace, vcpu).ok_or(RecordError::Bad(Kind::Tables))?.install(vcpu);
+        vm::vcpu_data(&workspace, vcpu)
+            .ok_or(RecordError::Bad(Kind::Tables))?
+            .install(vcpu);
         // Mapped readable in the trial, writable after the commit, which is when events matter.
         shared_info::set_home(gfn(Kind::SharedInfo, home)?);
         tables::init_idt(features);
@@ -135,19 +145,29 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         vcpus: ArrayVec::new(),
     };
     while let (Some(timer), Some(ipi)) = (words.next(), words.next()) {
-        ports.vcpus.try_push((timer, ipi)).map_err(|_| RecordError::Bad(Kind::Ports))?;
+        ports
+            .vcpus
+            .try_push((timer, ipi))
+            .map_err(|_| RecordError::Bad(Kind::Ports))?;
     }
     let mut modules = ArrayVec::new();
     let mut words = record.words(Kind::Modules)?;
     while let (Some(addr), Some(len)) = (words.next(), words.next()) {
-        modules.try_push(Module { addr, len }).map_err(|_| RecordError::Bad(Kind::Modules))?;
+        modules
+            .try_push(Module { addr, len })
+            .map_err(|_| RecordError::Bad(Kind::Modules))?;
     }
-    let ids = record.words(Kind::ApicIds)?.map(|id| id as u32).take(percpu::MAX).collect();
+    let ids = record
+        .words(Kind::ApicIds)?
+        .map(|id| id as u32)
+        .take(percpu::MAX)
+        .collect();
     let _ = APIC_IDS.set(ids);
     let console = match record.array::<2>(Kind::Console) {
-        Ok([frame, port]) => {
-            Some(Console { gfn: gfn(Kind::Console, frame)?, port: Port(port as u32) })
-        }
+        Ok([frame, port]) => Some(Console {
+            gfn: gfn(Kind::Console, frame)?,
+            port: Port(port as u32),
+        }),
         Err(_) => None,
     };
     let [generation] = record.array(Kind::Generation)?;
@@ -186,7 +206,9 @@ fn stamp(park: &Park, phase: Phase) {
 /// Step 8, **commit**. Before: this image runs on trial. After: the domain is this image's, with
 /// all vCPUs; the old image's frames are free. Returns at once when there is nothing to commit.
 pub fn commit() {
-    let (Some(park), Some(p)) = (park::get(), PENDING.lock().take()) else { return };
+    let (Some(park), Some(p)) = (park::get(), PENDING.lock().take()) else {
+        return;
+    };
     stamp(park, Phase::Restore);
     // SAFETY: tables that the image before built for this one: same code, data and stack, and all
     // RAM besides; nothing that runs notices.
@@ -207,8 +229,17 @@ pub fn commit() {
         unsafe { tables::load(cpu, stacks) };
     }
     let (workspace, root) = (p.workspace, p.root.as_u64());
-    smp::set_shared(smp::Shared { workspace, root, features: machine.features });
-    cpu.adopt_apic_id(APIC_IDS.get().and_then(|ids| ids.get(cpu.vcpu() as usize)).copied());
+    smp::set_shared(smp::Shared {
+        workspace,
+        root,
+        features: machine.features,
+    });
+    cpu.adopt_apic_id(
+        APIC_IDS
+            .get()
+            .and_then(|ids| ids.get(cpu.vcpu() as usize))
+            .copied(),
+    );
     p.ports.adopt_on(cpu);
     let vcpus = p.workspace.vcpus();
     boot::set_ports(p.ports);
@@ -216,7 +247,9 @@ pub fn commit() {
 
     // SAFETY: the verdict is ours; the tables map the entry, and each vCPU has its own stack.
     unsafe {
-        park.release_others(token, root, smp::released, |v| Some(workspace.vcpu(v)?.stack.end_addr()));
+        park.release_others(token, root, smp::released, |v| {
+            Some(workspace.vcpu(v)?.stack.end_addr())
+        });
     }
     while smp::online() < vcpus {
         core::hint::spin_loop();

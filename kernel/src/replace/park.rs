@@ -18,9 +18,9 @@ use crate::cpu::{apic, smp, tables};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
 use crate::memory::vm::TablePool;
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
+use crate::xen::Committed;
 use crate::xen::hypercall::{self, Port, ShutdownReason};
 use crate::xen::shared_info;
-use crate::xen::Committed;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hermit_sync::OnceCell;
@@ -312,7 +312,10 @@ impl Park {
         let park = Self { block, sipi };
         // SAFETY: the caller's promise.
         unsafe {
-            block.addr().as_ptr::<u8>().write_bytes(0, block.bytes() as usize);
+            block
+                .addr()
+                .as_ptr::<u8>()
+                .write_bytes(0, block.bytes() as usize);
             let mut pool = TablePool::new(park.part(POOL, POOL_FRAMES));
             let space = AddressSpace::new(&mut pool)?;
             space.map(&mut pool, block, Perms::Write)?;
@@ -418,12 +421,15 @@ impl Park {
             core::ptr::copy_nonoverlapping(from, code, len.min(PAGE_SIZE as usize));
             self.write_tables();
             self.write_control(cpu.vcpu(), plan);
-            smp::write_sipi_page(self.sipi, smp::SipiParams {
-                cr3: (*self.tables()).cr3 as u32,
-                entry: self.entry(ENTRY_RESET),
-                arg: self.control_ptr().addr() as u64,
-                stack: self.stack_top(cpu.vcpu()),
-            });
+            smp::write_sipi_page(
+                self.sipi,
+                smp::SipiParams {
+                    cr3: (*self.tables()).cr3 as u32,
+                    entry: self.entry(ENTRY_RESET),
+                    arg: self.control_ptr().addr() as u64,
+                    stack: self.stack_top(cpu.vcpu()),
+                },
+            );
             let baton = self.baton_ptr();
             (*baton).reason_len.store(0, Ordering::Relaxed);
             (*baton).text_len.store(0, Ordering::Relaxed);
@@ -452,10 +458,8 @@ impl Park {
             t.tss[vcpu][10] = (top >> 32) as u32;
             t.tss[vcpu][25] = 104 << 16; // no I/O bitmap
             let base = (&raw const t.tss[vcpu]).addr() as u64;
-            t.gdt[3 + 2 * vcpu] = 103
-                | (base & 0xff_ffff) << 16
-                | 0x89 << 40
-                | (base >> 24 & 0xff) << 56;
+            t.gdt[3 + 2 * vcpu] =
+                103 | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
             t.gdt[4 + 2 * vcpu] = base >> 32;
         }
         for (gate, vector) in t.idt.iter_mut().zip(0u64..) {
@@ -509,8 +513,16 @@ impl Park {
             slot.selector = selector(vcpu);
             slot.stack = self.stack_top(vcpu);
             // The watcher wakes by itself shortly after the trial's time; the others don't.
-            let timeout = if Some(vcpu) == watcher { plan.watch_ns } else { 0 };
-            slot.poll = SchedPoll { ports, nr_ports: 1, timeout };
+            let timeout = if Some(vcpu) == watcher {
+                plan.watch_ns
+            } else {
+                0
+            };
+            slot.poll = SchedPoll {
+                ports,
+                nr_ports: 1,
+                timeout,
+            };
         }
     }
 
@@ -563,7 +575,9 @@ impl Park {
                 slot.state.store(0, Ordering::Relaxed);
             }
             (*control).new_cr3.store(root, Ordering::Relaxed);
-            (*control).new_entry.store(entry as usize as u64, Ordering::Relaxed);
+            (*control)
+                .new_entry
+                .store(entry as usize as u64, Ordering::Relaxed);
         }
         let control = self.control(token);
         control.release.store(release::COMMIT, Ordering::SeqCst);
@@ -610,13 +624,17 @@ impl Park {
         let cpu = percpu::this();
         // SAFETY: the caller's promise; a vCPU number indexes the slots.
         let verdict = unsafe {
-            let slot = (&raw mut (*control).slots).cast::<Slot>().add(cpu.vcpu() as usize);
+            let slot = (&raw mut (*control).slots)
+                .cast::<Slot>()
+                .add(cpu.vcpu() as usize);
             try_(control, slot, root, entry, stack, argument)
         };
         reload_tables();
         let c = self.control(token);
         if verdict == verdict::HUNG {
-            Ended::Hung { rip: c.rip.load(Ordering::Relaxed) }
+            Ended::Hung {
+                rip: c.rip.load(Ordering::Relaxed),
+            }
         } else {
             Ended::Fault {
                 vector: c.vector.load(Ordering::Relaxed),
@@ -730,15 +748,19 @@ pub enum Ended {
 pub const GIVE_UP: u64 = 31;
 
 fn pseudo_descriptor(base: usize, len: usize) -> [u16; 5] {
-    [(len - 1) as u16, base as u16, (base >> 16) as u16, (base >> 32) as u16, (base >> 48) as u16]
+    [
+        (len - 1) as u16,
+        base as u16,
+        (base >> 16) as u16,
+        (base >> 32) as u16,
+        (base >> 48) as u16,
+    ]
 }
 
 /// Loads the calling vCPU's own tables again after a stay in the park pages.
 fn reload_tables() {
     let cpu = percpu::this();
-    if let Some(stacks) =
-        smp::shared().and_then(|s| vm::fault_stacks(&s.workspace, cpu.vcpu()))
-    {
+    if let Some(stacks) = smp::shared().and_then(|s| vm::fault_stacks(&s.workspace, cpu.vcpu())) {
         // SAFETY: interrupts are off, the stacks are this vCPU's, which runs on none of them.
         unsafe { tables::load(cpu, stacks) };
     }
@@ -748,7 +770,9 @@ fn reload_tables() {
 /// commit the vCPU never comes back here.
 pub(crate) extern "C" fn park_interrupt() {
     type ParkFn = unsafe extern "C" fn(*mut Control, *mut Slot);
-    let (Some(token), Some(park)) = (Committed::get(), get()) else { return };
+    let (Some(token), Some(park)) = (Committed::get(), get()) else {
+        return;
+    };
     let control = park.control(token);
     let cpu = percpu::this();
     if control.magic == MAGIC && control.release.load(Ordering::Acquire) == release::HOLD {
@@ -757,7 +781,9 @@ pub(crate) extern "C" fn park_interrupt() {
         // park.S, whose entry has this signature; the vCPU number indexes the slots.
         unsafe {
             let enter = core::mem::transmute::<u64, ParkFn>(park.entry(ENTRY_PARK));
-            let slot = (&raw mut (*ptr).slots).cast::<Slot>().add(cpu.vcpu() as usize);
+            let slot = (&raw mut (*ptr).slots)
+                .cast::<Slot>()
+                .add(cpu.vcpu() as usize);
             enter(ptr, slot);
             reload_tables();
             (*slot).state.store(0, Ordering::Release);

@@ -76,7 +76,10 @@ impl core::fmt::Display for RecordError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::BadMagic => f.write_str("no handover record"),
-            Self::Version(v) => write!(f, "handover record of version {v}, this image has {VERSION}"),
+            Self::Version(v) => write!(
+                f,
+                "handover record of version {v}, this image has {VERSION}"
+            ),
             Self::Length => f.write_str("handover record with a bad length"),
             Self::Digest => f.write_str("handover record with a bad digest"),
             Self::Missing(k) => write!(f, "handover record without {k:?}"),
@@ -105,7 +108,10 @@ impl<'a> Writer<'a> {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = self.len.checked_add(bytes.len()).ok_or(NoRoom)?;
-        self.bytes.get_mut(self.len..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        self.bytes
+            .get_mut(self.len..end)
+            .ok_or(NoRoom)?
+            .copy_from_slice(bytes);
         self.len = end;
         Ok(())
     }
@@ -170,11 +176,15 @@ impl<'a> Record<'a> {
         if header[..8] != MAGIC {
             return Err(RecordError::BadMagic);
         }
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
         if word(8) != VERSION {
             return Err(RecordError::Version(word(8)));
         }
-        let entries = bytes.get(HEADER..word(12) as usize).ok_or(RecordError::Length)?;
+        let entries = bytes
+            .get(HEADER..word(12) as usize)
+            .ok_or(RecordError::Length)?;
         if Sha256::digest(entries)[..] != header[16..48] {
             return Err(RecordError::Digest);
         }
@@ -240,10 +250,16 @@ mod tests {
     fn reads_back_equal() {
         let bytes = sample();
         let r = Record::parse(&bytes).unwrap();
-        assert_eq!(r.words(Kind::Ram).unwrap().collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!(
+            r.words(Kind::Ram).unwrap().collect::<Vec<_>>(),
+            [1, 2, 3, 4]
+        );
         assert_eq!(r.bytes(Kind::CommandLine).unwrap(), b"a -- b");
         assert_eq!(r.array::<1>(Kind::Generation).unwrap(), [7]);
-        assert_eq!(r.array::<2>(Kind::Generation), Err(RecordError::Missing(Kind::Generation)));
+        assert_eq!(
+            r.array::<2>(Kind::Generation),
+            Err(RecordError::Missing(Kind::Generation))
+        );
         assert_eq!(r.bytes(Kind::Park), Err(RecordError::Missing(Kind::Park)));
     }
 

@@ -121,7 +121,9 @@ impl fmt::Display for ReplaceError {
         match self {
             Self::Busy => f.write_str("another switch is going on; try again later"),
             Self::Verify(e) => write!(f, "the bundle was refused: {e}"),
-            Self::Abi => f.write_str("the bundle was refused: it needs another handover ABI; rebuild it"),
+            Self::Abi => {
+                f.write_str("the bundle was refused: it needs another handover ABI; rebuild it")
+            }
             Self::NoMemory { frames } => write!(
                 f,
                 "the new image needs {} KiB of memory in one piece; give the domain more memory",
@@ -130,7 +132,10 @@ impl fmt::Display for ReplaceError {
             Self::TooMuch(what) => write!(f, "too much to hand over: {what}"),
             Self::NoApic => f.write_str("the other vCPUs cannot be parked: no x2APIC"),
             Self::NotParked { vcpu } => {
-                write!(f, "vCPU {vcpu} did not park in time: it runs with interrupts off")
+                write!(
+                    f,
+                    "vCPU {vcpu} did not park in time: it runs with interrupts off"
+                )
             }
             Self::Relocate(e) => write!(f, "Xen did not move shared_info: {e}"),
             Self::Resumed { reason, .. } => {
@@ -160,18 +165,20 @@ struct Frames(Extent);
 
 impl Frames {
     fn alloc(frames: u64) -> Result<Self, ReplaceError> {
-        vm::alloc_frames(frames, 1).map(Self).ok_or(ReplaceError::NoMemory { frames })
+        vm::alloc_frames(frames, 1)
+            .map(Self)
+            .ok_or(ReplaceError::NoMemory { frames })
     }
 
     fn alloc_low(frames: u64) -> Result<Self, ReplaceError> {
-        vm::alloc_frames_low(frames, 1).map(Self).ok_or(ReplaceError::NoMemory { frames })
+        vm::alloc_frames_low(frames, 1)
+            .map(Self)
+            .ok_or(ReplaceError::NoMemory { frames })
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the frames are this value's alone, mapped writable as all RAM is.
-        unsafe {
-            core::slice::from_raw_parts_mut(self.0.addr().as_ptr(), self.0.bytes() as usize)
-        }
+        unsafe { core::slice::from_raw_parts_mut(self.0.addr().as_ptr(), self.0.bytes() as usize) }
     }
 }
 
@@ -206,7 +213,10 @@ impl Drop for Turn {
 ///
 /// # Errors
 /// See [`ReplaceError`].
-pub fn replace_image(bundle: &[u8], options: &Options) -> Result<core::convert::Infallible, ReplaceError> {
+pub fn replace_image(
+    bundle: &[u8],
+    options: &Options,
+) -> Result<core::convert::Infallible, ReplaceError> {
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
     let copy = Copied::new(bundle)?;
@@ -229,15 +239,17 @@ impl Copied {
     fn new(bundle: &[u8]) -> Result<Self, ReplaceError> {
         let mut frames = Frames::alloc((bundle.len() as u64).div_ceil(PAGE_SIZE).max(1))?;
         frames.bytes_mut()[..bundle.len()].copy_from_slice(bundle);
-        Ok(Self { frames, len: bundle.len() })
+        Ok(Self {
+            frames,
+            len: bundle.len(),
+        })
     }
 
     /// Step 1, **verify**. Before: a private copy. After: it is sound, in all its parts.
     fn verify(&self) -> Result<Verified<'_>, ReplaceError> {
         // SAFETY: the frames are this value's, initialised by `new`, and not written any more.
-        let bytes = unsafe {
-            core::slice::from_raw_parts(self.frames.0.addr().as_ptr::<u8>(), self.len)
-        };
+        let bytes =
+            unsafe { core::slice::from_raw_parts(self.frames.0.addr().as_ptr::<u8>(), self.len) };
         let (bundle, image) = verify(bytes).map_err(ReplaceError::Verify)?;
         if bundle.header.abi.common(&boot::ABI).is_none() {
             return Err(ReplaceError::Abi);
@@ -278,8 +290,13 @@ impl Verified<'_> {
         let extent = memory.0;
         let base = extent.addr().as_u64();
         let span = self.image.span() as usize;
-        let dest = memory.bytes_mut().get_mut(..span).ok_or(ReplaceError::TooMuch("segments"))?;
-        self.image.load(base, dest).map_err(|_| ReplaceError::TooMuch("segments"))?;
+        let dest = memory
+            .bytes_mut()
+            .get_mut(..span)
+            .ok_or(ReplaceError::TooMuch("segments"))?;
+        self.image
+            .load(base, dest)
+            .map_err(|_| ReplaceError::TooMuch("segments"))?;
         let workspace = extent
             .part(segments, extent.frames() - segments)
             .and_then(|e| Workspace::plan(e, vcpus, map.ram.end()))
@@ -294,7 +311,10 @@ impl Verified<'_> {
                     p if p.write => Perms::Write,
                     _ => Perms::Read,
                 };
-                Some((Extent::touching(base.checked_add(s.offset)?, s.mem_len)?, perms))
+                Some((
+                    Extent::touching(base.checked_add(s.offset)?, s.mem_len)?,
+                    perms,
+                ))
             })
             .take(8)
             .collect();
@@ -309,7 +329,11 @@ impl Verified<'_> {
             )
         };
         handover.bytes_mut()[..(RECORD_FRAMES * PAGE_SIZE) as usize].fill(0);
-        let around = Surroundings { ram: &map.ram, devices: &devices, park_code: park.code() };
+        let around = Surroundings {
+            ram: &map.ram,
+            devices: &devices,
+            park_code: park.code(),
+        };
         let space = vm::build_space(&mut pool, &around, parts.iter().copied(), &workspace)?;
         let trial = trial_space(&mut trial_pool, park, &parts, &workspace, &handover)?;
         Ok(Loaded {
@@ -383,18 +407,40 @@ impl Loaded {
         };
         self.write_record(options, &park, hole, vcpus)?;
         let limit_ns = options.trial_limit_ns;
-        let test = if options.faults().lose_nmi { park::test::NO_NMI } else { 0 };
+        let test = if options.faults().lose_nmi {
+            park::test::NO_NMI
+        } else {
+            0
+        };
         let port = boot::ports().map(|p| p.park).ok_or(ReplaceError::NoApic)?;
         events::clear_pending(token, port);
         let watch_ns = shared_info::now().saturating_add(limit_ns);
-        park.arm(token, Plan { vcpus, port, limit_ns, watch_ns, test }).map_err(|e| match e {
+        park.arm(
+            token,
+            Plan {
+                vcpus,
+                port,
+                limit_ns,
+                watch_ns,
+                test,
+            },
+        )
+        .map_err(|e| match e {
             ArmError::Busy => ReplaceError::Busy,
             ArmError::NoTable => ReplaceError::TooMuch("page tables"),
         })?;
         // A hang of the only vCPU can be ended by nobody but Xen.
         let seconds = WATCHDOG_SECONDS.max((limit_ns / 1_000_000_000) as u32 + 1);
-        let watchdog = (vcpus == 1).then(|| hypercall::watchdog(token, 0, seconds).ok()).flatten();
-        Ok(Prepared { loaded: self, park, vcpus, hole, watchdog })
+        let watchdog = (vcpus == 1)
+            .then(|| hypercall::watchdog(token, 0, seconds).ok())
+            .flatten();
+        Ok(Prepared {
+            loaded: self,
+            park,
+            vcpus,
+            hole,
+            watchdog,
+        })
     }
 
     fn write_record(
@@ -415,9 +461,19 @@ impl Loaded {
         };
         let mut kept = ExtentSet::<MAX_KEPT>::new();
         let module_extents = modules.iter().filter_map(Module::extent);
-        let all = [self.memory.0, self.handover.0, park.block(), park.sipi().extent()];
-        for extent in all.into_iter().chain(module_extents).chain(hole.map(Gfn::extent)) {
-            kept.insert(extent).map_err(|_| ReplaceError::TooMuch("modules"))?;
+        let all = [
+            self.memory.0,
+            self.handover.0,
+            park.block(),
+            park.sipi().extent(),
+        ];
+        for extent in all
+            .into_iter()
+            .chain(module_extents)
+            .chain(hole.map(Gfn::extent))
+        {
+            kept.insert(extent)
+                .map_err(|_| ReplaceError::TooMuch("modules"))?;
         }
         let (memory, handover) = (self.memory.0, self.handover.0);
         let workspace = self.workspace;
@@ -430,15 +486,24 @@ impl Loaded {
         w.words(Kind::Kept, kept.iter().flat_map(words))?;
         let version = u64::from(machine.xen.0) << 16 | u64::from(machine.xen.1);
         let vmmcall = u64::from(hypercall::uses_vmmcall());
-        w.words(Kind::Platform, [version, vmmcall, machine.hvm as u64].into_iter())?;
+        w.words(
+            Kind::Platform,
+            [version, vmmcall, machine.hvm as u64].into_iter(),
+        )?;
         let carve = machine.carve;
         let [start, end] = words(carve.range());
         let hole = hole.map_or(0, Gfn::as_u64);
         let home = machine.final_home().as_u64();
-        w.words(Kind::SharedInfo, [home, hole, start, end, carve.used()].into_iter())?;
+        w.words(
+            Kind::SharedInfo,
+            [home, hole, start, end, carve.used()].into_iter(),
+        )?;
         if let Some(ports) = boot::ports() {
             let each = ports.vcpus.iter().flat_map(|(t, i)| [t.0, i.0]);
-            w.words(Kind::Ports, [ports.park.0].into_iter().chain(each).map(u64::from))?;
+            w.words(
+                Kind::Ports,
+                [ports.park.0].into_iter().chain(each).map(u64::from),
+            )?;
         }
         let ids = (0..vcpus).map(|v| {
             // SAFETY: the vCPU is online, so its data is prepared and stays.
@@ -447,7 +512,10 @@ impl Loaded {
         });
         w.words(Kind::ApicIds, ids)?;
         if let Some(c) = crate::xen::console::get() {
-            w.words(Kind::Console, [c.gfn.as_u64(), u64::from(c.port.0)].into_iter())?;
+            w.words(
+                Kind::Console,
+                [c.gfn.as_u64(), u64::from(c.port.0)].into_iter(),
+            )?;
         }
         w.bytes(Kind::CommandLine, cmdline.as_str().as_bytes())?;
         w.words(Kind::Modules, modules.iter().flat_map(|m| [m.addr, m.len]))?;
@@ -459,12 +527,24 @@ impl Loaded {
         let [block, block_end] = words(park.block());
         w.words(
             Kind::Park,
-            [block, block_end, park.sipi().as_u64(), u64::from(park::VERSION)].into_iter(),
+            [
+                block,
+                block_end,
+                park.sipi().as_u64(),
+                u64::from(park::VERSION),
+            ]
+            .into_iter(),
         )?;
         let vcpu = u64::from(percpu::this().vcpu());
-        w.words(Kind::Tables, [self.root.as_u64(), self.pool_used, vcpu].into_iter())?;
+        w.words(
+            Kind::Tables,
+            [self.root.as_u64(), self.pool_used, vcpu].into_iter(),
+        )?;
         let [start, end] = words(memory);
-        w.words(Kind::Image, [start, end, self.segments, u64::from(workspace.vcpus())].into_iter())?;
+        w.words(
+            Kind::Image,
+            [start, end, self.segments, u64::from(workspace.vcpus())].into_iter(),
+        )?;
         w.words(Kind::Handover, words(handover).into_iter())?;
         if options.faults().early_fault {
             w.bytes(Kind::Test, b"early-fault")?;
@@ -491,7 +571,11 @@ impl Prepared {
         let vcpus = self.vcpus;
         let before = percpu::this().counters();
         let begin = self.stamp(Phase::Begin);
-        let quiesced = Quiesced { prepared: self, interrupts, before };
+        let quiesced = Quiesced {
+            prepared: self,
+            interrupts,
+            before,
+        };
         if vcpus > 1 {
             apic::park_others(token);
             let park = &quiesced.prepared.park;
@@ -566,7 +650,10 @@ impl Quiesced {
             unsafe { boot::move_shared_info(token, to) }.map_err(ReplaceError::Relocate)?;
         }
         self.prepared.stamp(Phase::Relocate);
-        Ok(Relocated { _hole: Hole(hole), quiesced: self })
+        Ok(Relocated {
+            _hole: Hole(hole),
+            quiesced: self,
+        })
     }
 }
 
@@ -584,7 +671,9 @@ impl Relocated {
         ]) {
             slot.store(count, Ordering::Relaxed);
         }
-        baton.clock.store(shared_info::last_told(), Ordering::Relaxed);
+        baton
+            .clock
+            .store(shared_info::last_told(), Ordering::Relaxed);
         let stack = p.loaded.workspace.main_stack().end_addr();
         // SAFETY: armed in prepare, all others parked, interrupts off; the trial's tables were
         // built by `trial_space` for this entry and stack.
@@ -609,11 +698,21 @@ impl Relocated {
                 "hang: no commit within the time limit, at image_offset={:#x}",
                 rip.wrapping_sub(base)
             ),
-            Ended::Fault { vector: GIVE_UP, .. } => String::from(p.park.reason()),
-            Ended::Fault { vector, error, rip, cr2, rsp } => {
-                let guard = p.loaded.workspace.guards().any(|g| {
-                    Extent::touching(cr2, 1).is_some_and(|page| g.overlaps(page))
-                });
+            Ended::Fault {
+                vector: GIVE_UP, ..
+            } => String::from(p.park.reason()),
+            Ended::Fault {
+                vector,
+                error,
+                rip,
+                cr2,
+                rsp,
+            } => {
+                let guard = p
+                    .loaded
+                    .workspace
+                    .guards()
+                    .any(|g| Extent::touching(cr2, 1).is_some_and(|page| g.overlaps(page)));
                 let name = match vector {
                     14 if guard => "stack-overflow",
                     v => crate::cpu::fault::vector_name(v),

@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn a_bar_over_ram_or_of_no_size_is_refused() {
         let mut ram = ExtentSet::<4>::new();
-        ram.insert(Extent::inside(0xf000_1000, 0x1000).unwrap()).unwrap();
+        ram.insert(Extent::inside(0xf000_1000, 0x1000).unwrap())
+            .unwrap();
         assert_eq!(Carve::from_bar(0xf000_0000, 0x2000, &ram), None);
         assert_eq!(Carve::from_bar(0xf000_0000, 0x800, &ram), None);
         assert!(Carve::from_hole(&ram).is_some());

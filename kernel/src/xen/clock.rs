@@ -39,7 +39,11 @@ impl TimeInfo {
         let mul = u128::from(self.tsc_to_system_mul.max(1));
         let delta = ((u128::from(ns)) << 32) / mul;
         let shift = u32::from(self.tsc_shift.unsigned_abs());
-        let delta = if self.tsc_shift < 0 { delta << shift } else { delta >> shift };
+        let delta = if self.tsc_shift < 0 {
+            delta << shift
+        } else {
+            delta >> shift
+        };
         u64::try_from(delta).unwrap_or(u64::MAX)
     }
 }
@@ -103,7 +107,10 @@ mod tests {
     #[test]
     fn a_gigahertz_counts_nanoseconds() {
         let t = TimeInfo {
-            tsc_timestamp: 500, system_time: 7, tsc_to_system_mul: 1 << 31, tsc_shift: 1,
+            tsc_timestamp: 500,
+            system_time: 7,
+            tsc_to_system_mul: 1 << 31,
+            tsc_shift: 1,
         };
         assert_eq!(t.system_time_at(1_500), 1_007);
         assert_eq!(t.cycles(1_000), 1_000);
@@ -112,7 +119,10 @@ mod tests {
     #[test]
     fn the_clamp_never_steps_back() {
         let m = Monotonic::new();
-        assert_eq!([m.clamp(5), m.clamp(3), m.clamp(9), m.clamp(8)], [5, 5, 9, 9]);
+        assert_eq!(
+            [m.clamp(5), m.clamp(3), m.clamp(9), m.clamp(8)],
+            [5, 5, 9, 9]
+        );
         assert_eq!(m.last(), 9);
     }
 }

@@ -48,10 +48,17 @@ impl Console {
     /// Asks Xen where the ring is.
     #[must_use]
     pub fn find(token: Committed) -> Option<Self> {
-        let get = |index| hypercall::hvm_get_param(token, index).ok().filter(|v| *v != 0);
+        let get = |index| {
+            hypercall::hvm_get_param(token, index)
+                .ok()
+                .filter(|v| *v != 0)
+        };
         let gfn = Gfn::new(get(hypercall::HVM_PARAM_CONSOLE_PFN)?)?;
         let port = u32::try_from(get(hypercall::HVM_PARAM_CONSOLE_EVTCHN)?).ok()?;
-        Some(Self { gfn, port: Port(port) })
+        Some(Self {
+            gfn,
+            port: Port(port),
+        })
     }
 
     fn ring(&self) -> *mut Ring {
@@ -63,7 +70,10 @@ impl Console {
         let ring = self.ring();
         // SAFETY: `set`'s promise: the ring is mapped; both fields are atomics.
         let (cons, prod) = unsafe {
-            ((*ring).out_cons.load(Ordering::Acquire), (*ring).out_prod.load(Ordering::Relaxed))
+            (
+                (*ring).out_cons.load(Ordering::Acquire),
+                (*ring).out_prod.load(Ordering::Relaxed),
+            )
         };
         prod.wrapping_sub(cons).min(OUT_SIZE)
     }
@@ -131,8 +141,12 @@ pub fn write(bytes: &[u8]) {
 
 /// Waits until the backend has taken everything, a second at most.
 pub fn flush() {
-    let Some(token) = Committed::get() else { return };
-    let Some(console) = CONSOLE.try_lock().and_then(|c| *c) else { return };
+    let Some(token) = Committed::get() else {
+        return;
+    };
+    let Some(console) = CONSOLE.try_lock().and_then(|c| *c) else {
+        return;
+    };
     let deadline = shared_info::now() + PATIENCE_NS;
     while console.used() != 0 && shared_info::now() < deadline {
         hypercall::sched_yield(token);
@@ -160,7 +174,9 @@ impl Line {
     /// Formats a line; what does not fit 511 bytes is cut off.
     #[must_use]
     pub fn format(args: fmt::Arguments<'_>) -> Self {
-        let mut line = Self { buf: arrayvec::ArrayString::new() };
+        let mut line = Self {
+            buf: arrayvec::ArrayString::new(),
+        };
         let _ = line.write_fmt(args);
         let end = line.buf.len().min(line.buf.capacity() - 1);
         while line.buf.len() > end {
@@ -201,7 +217,9 @@ impl<T: fmt::Display + ?Sized> fmt::Display for Escaped<'_, T> {
         struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
         impl Write for Escape<'_, '_> {
             fn write_str(&mut self, s: &str) -> fmt::Result {
-                s.chars().flat_map(char::escape_debug).try_for_each(|c| self.0.write_char(c))
+                s.chars()
+                    .flat_map(char::escape_debug)
+                    .try_for_each(|c| self.0.write_char(c))
             }
         }
         write!(Escape(f), "{}", self.0)

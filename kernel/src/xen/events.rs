@@ -4,9 +4,9 @@
 //! always masked; the console's. A port stays bound over switches: the record carries it.
 
 use crate::cpu::percpu::{self, PerCpu};
+use crate::xen::Committed;
 use crate::xen::hypercall::{self, Port, XenError};
 use crate::xen::shared_info::{self, MAX_VCPUS};
-use crate::xen::Committed;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,7 +45,10 @@ impl Ports {
     /// # Errors
     /// As Xen says.
     pub fn bind(token: Committed, vcpus: u32) -> Result<Self, XenError> {
-        let mut ports = Self { park: hypercall::bind_ipi(token, 0)?, vcpus: ArrayVec::new() };
+        let mut ports = Self {
+            park: hypercall::bind_ipi(token, 0)?,
+            vcpus: ArrayVec::new(),
+        };
         for vcpu in 0..vcpus.min(MAX_VCPUS as u32) {
             ports.vcpus.push((
                 hypercall::bind_virq(token, VIRQ_TIMER, vcpu)?,

@@ -106,7 +106,12 @@ struct XenHvmParam {
 /// # Errors
 /// As Xen says.
 pub fn hvm_get_param(_: Committed, index: u32) -> Result<u64, XenError> {
-    let mut p = XenHvmParam { domid: DOMID_SELF, pad: 0, index, value: 0 };
+    let mut p = XenHvmParam {
+        domid: DOMID_SELF,
+        pad: 0,
+        index,
+        value: 0,
+    };
     // SAFETY: the structure is `xen_hvm_param_t` and lives through the call.
     unsafe { hypercall(HVM_OP, 1, arg(&mut p), 0) }?;
     Ok(p.value)
@@ -150,8 +155,13 @@ struct XenAddToPhysmap {
 /// As Xen says; shared_info stays where it was.
 pub unsafe fn map_shared_info(_: Committed, gfn: Gfn) -> Result<(), XenError> {
     percpu::this().count_p2m_update();
-    let mut x =
-        XenAddToPhysmap { domid: DOMID_SELF, size: 0, space: 0, idx: 0, gpfn: gfn.as_u64() };
+    let mut x = XenAddToPhysmap {
+        domid: DOMID_SELF,
+        size: 0,
+        space: 0,
+        idx: 0,
+        gpfn: gfn.as_u64(),
+    };
     // SAFETY: the structure is `xen_add_to_physmap`; the effect is the caller's promise.
     unsafe { hypercall(MEMORY_OP, 7, arg(&mut x), 0) }.map(drop)
 }
@@ -240,7 +250,10 @@ struct VcpuSetSingleshotTimer {
 /// As Xen says.
 pub fn set_singleshot_timer(_: Committed, at_ns: u64) -> Result<(), XenError> {
     let vcpu = u64::from(percpu::this().vcpu());
-    let mut t = VcpuSetSingleshotTimer { timeout_abs_ns: at_ns, flags: 0 };
+    let mut t = VcpuSetSingleshotTimer {
+        timeout_abs_ns: at_ns,
+        flags: 0,
+    };
     // SAFETY: the structure is `vcpu_set_singleshot_timer`.
     unsafe { hypercall(VCPU_OP, 8, vcpu, arg(&mut t)) }.map(drop)
 }
@@ -308,9 +321,12 @@ struct EvtchnStatus {
 /// # Errors
 /// `EINVAL` past the last port that Xen has made room for.
 pub fn is_bound(_: Committed, port: Port) -> Result<bool, XenError> {
-    let mut s = EvtchnStatus { dom: DOMID_SELF, port: port.0, ..EvtchnStatus::default() };
+    let mut s = EvtchnStatus {
+        dom: DOMID_SELF,
+        port: port.0,
+        ..EvtchnStatus::default()
+    };
     // SAFETY: the structure is `evtchn_status`.
     unsafe { hypercall(EVENT_CHANNEL_OP, 5, arg(&mut s), 0) }?;
     Ok(s.status != 0)
 }
-

@@ -6,7 +6,7 @@
 use crate::cpu::percpu;
 use crate::memory::{Gfn, PhysAddr};
 use crate::xen::clock::{Monotonic, TimeInfo};
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// vCPUs that have a `vcpu_info` in shared_info (`XEN_LEGACY_MAX_VCPUS`).
 pub const MAX_VCPUS: usize = 32;
@@ -183,7 +183,12 @@ pub fn cycles(ns: u64) -> u64 {
 /// ns since this vCPU's time stamp counter read `tsc`. For reports.
 pub fn elapsed_since(tsc: u64) -> u64 {
     time_info(percpu::this().vcpu()).map_or(0, |i| {
-        TimeInfo { tsc_timestamp: tsc, system_time: 0, ..i }.system_time_at(rdtsc())
+        TimeInfo {
+            tsc_timestamp: tsc,
+            system_time: 0,
+            ..i
+        }
+        .system_time_at(rdtsc())
     })
 }
 
