@@ -1,7 +1,7 @@
 //! `segue image`: from a linked app to the files that start it.
 
 use anyhow::{Context, bail};
-use segue_image::{Options, build};
+use segue_image::{Options, Report, build};
 use segue_kernel::image::{Name, Version};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,9 +35,14 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let options = Options { elf: arguments.elf, name, version, out_dir: arguments.out };
     let report = build(&options).context("the image was not built")?;
+    print(&report);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what was made, with sizes.
+pub fn print(report: &Report) {
     for output in [&report.img, &report.elf, &report.bundle] {
         println!("{:>9} bytes  {}", output.len, output.path.display());
     }
     println!("{:>9} bytes  in memory, without stacks and heap", report.span);
-    Ok(ExitCode::SUCCESS)
 }

@@ -134,11 +134,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Command::Up(up) => hold(&config.with_domains_mib(up.domains_memory)),
         Command::Shell => {
-            let lab = Lab::connect(&config)?;
+            let lab = connect(&config)?;
             Ok(exit_code(lab.host().interactive(None)?))
         }
         Command::Exec { command } => {
-            let lab = Lab::connect(&config)?;
+            let lab = connect(&config)?;
             let line = match &command[..] {
                 // One word is a shell line; several are a program and its words.
                 [line] => line.clone(),
@@ -150,17 +150,23 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(exit_code(output.status))
         }
         Command::Put { local, remote } => {
-            Lab::connect(&config)?.host().put(&local, &remote)?;
+            connect(&config)?.host().put(&local, &remote)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Get { remote, local } => {
-            Lab::connect(&config)?.host().get(&remote, &local)?;
+            connect(&config)?.host().get(&remote, &local)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(run) => run_domain(config, run),
         Command::Status => Ok(status(&config)),
         Command::Clean => clean(&config),
     }
+}
+
+/// The session that is up, whatever its size, or a lab of one's own.
+fn connect(config: &LabConfig) -> Result<Lab> {
+    let mib = Session::find(config).map_or(config.domains_mib, |session| session.domains_mib);
+    Ok(Lab::connect(&config.clone().with_domains_mib(mib))?)
 }
 
 /// Set once Ctrl-C was pressed.
@@ -233,8 +239,7 @@ fn run_domain(config: LabConfig, run: Run) -> Result<ExitCode> {
             bail!("{}: no such file", file.display());
         }
     }
-    let enough = config.domains_mib.max(run.memory + 64);
-    let lab = Lab::connect(&config.with_domains_mib(enough))?;
+    let lab = Lab::connect(&config.with_domains_mib(run.memory + 64))?;
     let mut domain = DomainConfig::new(kind, run.image);
     domain.name = run.name.unwrap_or(domain.name);
     domain.ramdisk = run.ramdisk;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod build;
 mod image;
 mod lab;
 
@@ -19,6 +20,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build an app: its image, bundle and xl configurations.
+    Build(build::Arguments),
     /// Make the files that start a linked app.
     Image(image::Arguments),
     /// A real Xen on this machine: prepare it, start it, run domains.
@@ -27,6 +30,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Build(arguments) => build::run(arguments),
         Command::Image(arguments) => image::run(arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };

@@ -8,16 +8,21 @@
 //!
 //! The linker leaves name and version in the identity note empty; [`build`] fills them in. What
 //! it makes was accepted by the kernel's own [`verify`], or it makes nothing.
+//!
+//! [`build_app`] does it all, from an app's package on: it runs cargo for the image target first.
 
+mod app;
 mod bzimage;
 mod error;
 mod stripped;
 #[cfg(test)]
 mod tests;
+pub mod xl;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use app::{App, AppError, AppReport, CARGO_ARGUMENTS, TARGET, build_app};
 pub use error::Error;
 use segue_kernel::image::{BundleHeader, Ident, Image, Name, Version, ident_range, verify};
 

@@ -56,7 +56,8 @@ impl Lab {
     }
 
     /// The way for tests and commands: a real host if one is configured, a
-    /// session that is up if there is one, else a lab of one's own.
+    /// session that is up if there is one with enough memory, else a lab of
+    /// one's own.
     ///
     /// # Errors
     /// When none of them can be had.
@@ -65,6 +66,14 @@ impl Lab {
             return Ok(Lab::over(XenHost::connect(target)?));
         }
         if let Some(session) = Session::find(config) {
+            if session.domains_mib < config.domains_mib {
+                eprintln!(
+                    "lab: the session that is up has {} MiB for domains and {} are needed: \
+                     starting another lab",
+                    session.domains_mib, config.domains_mib
+                );
+                return Lab::start(config);
+            }
             return Ok(Lab::over(XenHost::attach(session.connection)));
         }
         Lab::start(config)

@@ -1,0 +1,146 @@
+# The front door. `make help` lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+segue := target/release/segue
+suite := target/release/segue-suite
+
+# For image and run.
+APP ?= hello
+VERSION ?=
+FEATURES ?=
+VCPUS ?= 1
+MEMORY ?= 64
+TYPE ?= hvm
+CMDLINE ?=
+RAMDISK ?= $(wildcard target/images/$(APP).bundles)
+# For bench.
+QUICK ?=
+# For test: only tests on Xen whose names contain one of these words.
+FILTER ?=
+
+# What cargo needs to build, check or document code for the image target.
+for_image := --profile image --target x86_64-unknown-hermit -Zbuild-std=std,panic_abort \
+	-Zbuild-std-features=optimize_for_size,compiler-builtins-mem
+image_packages = -p segue $(patsubst apps/%/Cargo.toml,-p %,$(wildcard apps/*/Cargo.toml))
+host_packages = --workspace --exclude segue \
+	$(patsubst apps/%/Cargo.toml,--exclude %,$(wildcard apps/*/Cargo.toml))
+
+.PHONY: help
+help: ## List the targets
+	@echo 'Segue: a unikernel runtime for Xen that replaces its own image while it runs.'
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' |
+		while IFS=$$'\t' read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+	@echo
+	@echo 'Examples:'
+	@echo '  make image APP=clock VERSION=0.2.0 FEATURES=date'
+	@echo '  make run APP=hello TYPE=pvh VCPUS=2 MEMORY=128'
+	@echo "  make run APP=clock VCPUS=2 CMDLINE='-- --every 500 --ticks 2 --until 5'"
+	@echo '  make test FILTER=switch'
+	@echo 'A Xen that stays up for all of them: target/release/segue lab up'
+	@echo 'A Xen host of your own in place of the lab: SEGUE_XEN_HOST=root@host make test'
+
+.PHONY: setup
+setup: target/.setup ## Install what building and the lab need (once)
+
+# Once for each version of the toolchain, of this file and of the lab's list of packages.
+target/.setup: rust-toolchain.toml Makefile tools/lab/src/setup.rs
+	@command -v rustup >/dev/null || {
+		echo 'setup: rustup is missing: see https://rustup.rs, or as root on Debian: apt-get install rustup' >&2
+		exit 1
+	}
+	version=$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+	rustup toolchain list | grep -q "^$$version-" || {
+		echo "setup: installing Rust $$version"
+		rustup toolchain install "$$version" --profile minimal || {
+			echo "setup: Rust $$version cannot be installed; the command was:" >&2
+			echo "    rustup toolchain install $$version --profile minimal" >&2
+			exit 1
+		}
+	}
+	for component in rust-src rustfmt clippy; do
+		rustup component list --toolchain "$$version" --installed | grep -q "^$$component" && continue
+		echo "setup: adding $$component to Rust $$version"
+		rustup component add "$$component" --toolchain "$$version" || {
+			echo "setup: $$component cannot be had; the command was:" >&2
+			echo "    rustup component add $$component --toolchain $$version" >&2
+			exit 1
+		}
+	done
+	command -v cc >/dev/null || {
+		[ "$$(id -u)" = 0 ] || {
+			echo 'setup: a C compiler (to link host programs) is missing; as root: apt-get install gcc libc6-dev' >&2
+			exit 1
+		}
+		apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
+	}
+	cargo build --release -p segue-cli
+	[ -n "$${SEGUE_XEN_HOST:-}" ] || $(segue) lab setup
+	mkdir -p target
+	touch $@
+
+.PHONY: tools
+tools: setup ## Build the host programs
+	@cargo build --release -p segue-cli -p segue-suite
+
+.PHONY: image
+image: tools ## Build one app: APP= [VERSION= FEATURES=]; prints sizes
+	@$(segue) build $(APP) $(if $(VERSION),--image-version $(VERSION)) $(if $(FEATURES),--feature $(FEATURES))
+
+.PHONY: images
+images: tools ## Build all images that tests use
+	@$(suite) images
+
+.PHONY: run
+run: tools ## Run an app on Xen: APP= [VCPUS= MEMORY= TYPE=hvm|pvh CMDLINE= RAMDISK=]
+	@$(segue) build $(APP) $(if $(VERSION),--image-version $(VERSION)) $(if $(FEATURES),--feature $(FEATURES))
+	$(segue) lab run --type $(TYPE) --vcpus $(VCPUS) --memory $(MEMORY) \
+		--image target/images/$(APP).$(if $(filter pvh,$(TYPE)),elf,img) \
+		$(if $(RAMDISK),--ramdisk $(RAMDISK)) --cmdline '$(CMDLINE)'
+
+.PHONY: demo
+demo: tools ## See an image replace itself on a real Xen (three minutes)
+	@$(suite) demo
+
+.PHONY: test
+test: hosttest tools ## All tests: host, then on a real Xen [FILTER=]
+	@$(suite) test $(FILTER)
+	echo
+	echo 'make test: all host tests passed, and all tests on a real Xen.'
+
+.PHONY: hosttest
+hosttest: setup ## The tests that need no Xen
+	@echo 'make: host tests'
+	cargo test -q
+
+.PHONY: check
+check: hosttest tools ## Host tests and one domain (five minutes)
+	@$(suite) check
+	echo
+	echo 'make check: host tests passed, and a domain replaced its image on a real Xen.'
+
+.PHONY: bench
+bench: tools ## Figures, to target/bench/results.json [QUICK=1]
+	@$(suite) bench $(if $(QUICK),--quick)
+
+.PHONY: lint
+lint: setup ## Format, clippy and documentation, for the host and for images
+	@echo 'make lint: format'
+	cargo fmt --check
+	echo 'make lint: clippy for the host'
+	cargo clippy $(host_packages) --all-targets -- -D warnings
+	echo 'make lint: clippy for images'
+	RUSTC_BOOTSTRAP=1 cargo clippy $(for_image) $(image_packages) -- -D warnings
+	echo 'make lint: documentation'
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(host_packages)
+	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(for_image) -p segue
+
+.PHONY: clean
+clean: ## Remove all that was built, the lab too
+	@if [ -x $(segue) ]; then $(segue) lab clean; fi
+	cargo clean

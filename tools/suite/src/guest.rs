@@ -1,0 +1,408 @@
+//! One domain from its start to its end, and what it printed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use segue_lab::{Domain, DomainConfig, DomainType, EndReason, Lab, Line, XenHost};
+
+use crate::images::Image;
+
+/// A Xen to run domains on, shared by all tests.
+pub struct Xen {
+    lab: Lab,
+    slots: Slots,
+    patience: Duration,
+}
+
+/// Domains at a time: the emulated machine has two processors.
+const SLOTS: u32 = 2;
+
+/// How long a domain may print nothing on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long any domain may take, times the load.
+const LIMIT: u32 = 8;
+
+impl Xen {
+    /// Takes the lab over and finds out how slow it is.
+    pub fn new(lab: Lab) -> Result<Xen> {
+        let factor = load_factor(lab.host())?;
+        Ok(Xen {
+            lab,
+            slots: Slots::default(),
+            patience: PATIENCE.mul_f64(factor),
+        })
+    }
+
+    /// The host.
+    pub fn host(&self) -> &XenHost {
+        self.lab.host()
+    }
+
+    /// How long a domain may print nothing before it is given up.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+}
+
+/// How much slower dom0 is than on the machine where the times here were chosen.
+fn load_factor(host: &XenHost) -> Result<f64> {
+    /// What the loop takes there, unloaded.
+    const USUAL: Duration = Duration::from_millis(700);
+    let start = Instant::now();
+    host.exec("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")?
+        .check()?;
+    let factor = start.elapsed().as_secs_f64() / USUAL.as_secs_f64();
+    Ok(factor.clamp(1.0, 6.0))
+}
+
+/// Lets a few domains run at a time; heavy ones run alone.
+#[derive(Default)]
+struct Slots {
+    taken: Mutex<u32>,
+    freed: Condvar,
+    /// Held while waiting, so that a heavy domain's turn comes.
+    door: Mutex<()>,
+}
+
+struct Slot<'a> {
+    slots: &'a Slots,
+    count: u32,
+}
+
+impl Slots {
+    fn take(&self, count: u32) -> Slot<'_> {
+        let _door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .freed
+            .wait_while(taken, |taken| *taken + count > SLOTS)
+            .unwrap_or_else(PoisonError::into_inner);
+        *taken += count;
+        Slot { slots: self, count }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let taken = self.slots.taken.lock();
+        *taken.unwrap_or_else(PoisonError::into_inner) -= self.count;
+        self.slots.freed.notify_all();
+    }
+}
+
+/// How a domain is virtualised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// HVM.
+    Hvm,
+    /// PVH.
+    Pvh,
+}
+
+impl Kind {
+    /// Both.
+    pub const ALL: [Kind; 2] = [Kind::Hvm, Kind::Pvh];
+
+    /// What the boot line calls the way in.
+    pub fn entry(self) -> &'static str {
+        match self {
+            Kind::Hvm => "linux",
+            Kind::Pvh => "pvh",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Hvm => "hvm",
+            Kind::Pvh => "pvh",
+        })
+    }
+}
+
+/// A domain to be.
+pub struct Guest {
+    kind: Kind,
+    vcpus: u32,
+    memory_mib: u64,
+    kernel: PathBuf,
+    module: Option<PathBuf>,
+    cmdline: String,
+    alone: bool,
+}
+
+impl Guest {
+    /// With 64 MiB and no module.
+    pub fn new(image: &Image, kind: Kind, vcpus: u32) -> Guest {
+        Guest {
+            kind,
+            vcpus,
+            memory_mib: 64,
+            kernel: match kind {
+                Kind::Hvm => image.img.clone(),
+                Kind::Pvh => image.elf.clone(),
+            },
+            module: None,
+            cmdline: String::new(),
+            alone: vcpus > 8,
+        }
+    }
+
+    /// With this much memory.
+    pub fn memory(mut self, mib: u64) -> Guest {
+        self.memory_mib = mib;
+        self.alone |= mib > 1024;
+        self
+    }
+
+    /// With a ramdisk or module.
+    pub fn module(mut self, path: &Path) -> Guest {
+        self.module = Some(path.to_owned());
+        self
+    }
+
+    /// With a command line.
+    pub fn cmdline(mut self, text: impl Into<String>) -> Guest {
+        self.cmdline = text.into();
+        self
+    }
+
+    /// While no other domain runs.
+    pub fn alone(mut self) -> Guest {
+        self.alone = true;
+        self
+    }
+
+    /// Starts it; it is destroyed when the result is dropped.
+    pub fn start<'a>(&self, xen: &'a Xen) -> Result<Running<'a>> {
+        let slot = xen.slots.take(if self.alone { SLOTS } else { 1 });
+        let kind = match self.kind {
+            Kind::Hvm => DomainType::Hvm,
+            Kind::Pvh => DomainType::Pvh,
+        };
+        let mut config = DomainConfig::new(kind, &self.kernel);
+        config.ramdisk.clone_from(&self.module);
+        config.cmdline.clone_from(&self.cmdline);
+        config.memory_mib = self.memory_mib;
+        config.vcpus = self.vcpus;
+        let domain = xen.host().create(&config)?;
+        Ok(Running {
+            domain,
+            patience: xen.patience,
+            seen: 0,
+            _slot: slot,
+        })
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, xen: &Xen) -> Result<Run> {
+        self.start(xen)?.to_end(|_| ())
+    }
+}
+
+/// A domain that runs.
+pub struct Running<'a> {
+    // Destroyed before its slot is given to another.
+    domain: Domain,
+    patience: Duration,
+    seen: usize,
+    _slot: Slot<'a>,
+}
+
+impl Running<'_> {
+    /// The next line; `None` after the end.
+    pub fn next_line(&mut self) -> Result<Option<Line>> {
+        let start = Instant::now();
+        // In steps, to notice an end without a line.
+        while !self.domain.wait_more(self.seen, Duration::from_secs(1)) {
+            if self.domain.end().is_some() {
+                self.domain.wait_end(self.patience)?;
+                if self.domain.lines_from(self.seen).is_empty() {
+                    return Ok(None);
+                }
+                break;
+            }
+            if start.elapsed() > self.patience {
+                bail!(
+                    "the domain printed nothing for {:.0} s and did not end; its last lines:\n{}",
+                    self.patience.as_secs_f64(),
+                    tail(&self.domain.lines())
+                );
+            }
+        }
+        let line = self.domain.lines_from(self.seen).into_iter().next();
+        self.seen += usize::from(line.is_some());
+        Ok(line)
+    }
+
+    /// Follows it to its end.
+    pub fn to_end(mut self, mut each: impl FnMut(&Line)) -> Result<Run> {
+        let limit = self.patience * LIMIT;
+        let start = Instant::now();
+        while let Some(line) = self.next_line()? {
+            each(&line);
+            if start.elapsed() > limit {
+                bail!(
+                    "the domain still ran after {:.0} s; its last lines:\n{}",
+                    limit.as_secs_f64(),
+                    tail(&self.domain.lines())
+                );
+            }
+        }
+        let end = self.domain.wait_end(self.patience)?;
+        Ok(Run {
+            lines: self.domain.lines(),
+            end,
+        })
+    }
+
+    /// Removes it and returns what it printed so far.
+    pub fn stop(self) -> Result<Vec<Line>> {
+        self.domain.destroy()?;
+        Ok(self.domain.lines())
+    }
+}
+
+/// What a domain printed, and how it ended.
+pub struct Run {
+    lines: Vec<Line>,
+    end: EndReason,
+}
+
+impl Run {
+    /// How it ended has to be this.
+    pub fn ended(&self, wanted: EndReason) -> Result<()> {
+        self.check(self.end == wanted, || {
+            format!("the domain ended with {}, not {wanted}", self.end)
+        })
+    }
+
+    /// The lines that begin so, as events.
+    pub fn events<'a, 'b>(&'a self, start: &'b str) -> impl Iterator<Item = Event<'a>> + use<'a, 'b> {
+        events(&self.lines, start)
+    }
+
+    /// The one line that begins so.
+    pub fn one(&self, start: &str) -> Result<Event<'_>> {
+        let mut events = self.events(start);
+        match (events.next(), events.next()) {
+            (Some(event), None) => Ok(event),
+            (None, _) => Err(self.failure(&format!("no line '{start}…'"))),
+            _ => Err(self.failure(&format!("more than one line '{start}…'"))),
+        }
+    }
+
+    /// A condition; if it fails, the last lines are shown too.
+    pub fn check(&self, good: bool, what: impl FnOnce() -> String) -> Result<()> {
+        if good { Ok(()) } else { Err(self.failure(&what())) }
+    }
+
+    fn failure(&self, what: &str) -> anyhow::Error {
+        anyhow!("{what}; the domain's last lines:\n{}", tail(&self.lines))
+    }
+
+    /// Adds the last lines to an error.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| self.failure(&format!("{error:#}")))
+    }
+
+    /// All lines.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+}
+
+/// The lines that begin so, as events.
+pub fn events<'a, 'b>(
+    lines: &'a [Line],
+    start: &'b str,
+) -> impl Iterator<Item = Event<'a>> + use<'a, 'b> {
+    lines
+        .iter()
+        .filter(move |line| line.text.starts_with(start))
+        .map(|line| Event { text: &line.text })
+}
+
+/// The last lines, for a message.
+fn tail(lines: &[Line]) -> String {
+    if lines.is_empty() {
+        return "(it printed nothing)".into();
+    }
+    let last = &lines[lines.len().saturating_sub(40)..];
+    let text: Vec<String> = last.iter().map(Line::to_string).collect();
+    text.join("\n")
+}
+
+/// A line with `key=value` words; a value with blanks stands in double quotes.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    /// The line.
+    pub text: &'a str,
+}
+
+impl<'a> Event<'a> {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Result<&'a str> {
+        let missing = || format!("no {key}= in the line: {}", self.text);
+        let found = self.text.match_indices(key).find(|(at, _)| {
+            let before = self.text[..*at].chars().next_back();
+            before.is_none_or(char::is_whitespace)
+                && self.text[at + key.len()..].starts_with('=')
+        });
+        let (at, _) = found.with_context(missing)?;
+        let value = &self.text[at + key.len() + 1..];
+        Ok(match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next().unwrap_or(quoted),
+            None => value.split_whitespace().next().unwrap_or(""),
+        })
+    }
+
+    /// The value as a number.
+    pub fn number(&self, key: &str) -> Result<u64> {
+        let value = self.get(key)?;
+        value
+            .parse()
+            .with_context(|| format!("{key}={value} is no number in: {}", self.text))
+    }
+
+    /// The value has to be this.
+    pub fn is(&self, key: &str, wanted: impl fmt::Display) -> Result<()> {
+        let (value, wanted) = (self.get(key)?, wanted.to_string());
+        ensure!(value == wanted, "{key} is not {wanted} in: {}", self.text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read() {
+        let event = Event {
+            text: "x: trial=a-b reason=\"page fault at=3\" at=12 vcpus=2",
+        };
+        assert_eq!(event.get("trial").unwrap(), "a-b");
+        assert_eq!(event.get("reason").unwrap(), "page fault at=3");
+        assert_eq!(event.number("vcpus").unwrap(), 2);
+        assert!(event.get("cpus").is_err());
+        assert!(event.is("vcpus", 3).is_err());
+    }
+
+    #[test]
+    fn a_heavy_domain_waits_for_its_turn() {
+        let slots = Slots::default();
+        let first = slots.take(1);
+        std::thread::scope(|scope| {
+            let heavy = scope.spawn(|| drop(slots.take(SLOTS)));
+            assert!(!heavy.is_finished());
+            drop(first);
+        });
+        drop(slots.take(SLOTS));
+    }
+}

@@ -1,0 +1,100 @@
+//! The images that tests run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use segue_image::{App, AppReport, build_app};
+
+/// An image's files.
+pub struct Image {
+    /// For HVM domains.
+    pub img: PathBuf,
+    /// For PVH domains.
+    pub elf: PathBuf,
+    /// For upgrades.
+    pub bundle: PathBuf,
+    /// Length of the `.img` file, bytes.
+    pub img_len: u64,
+    /// What the image calls itself: `NAME-VERSION`.
+    pub ident: String,
+}
+
+/// All of them.
+pub struct Images {
+    /// The smallest app.
+    pub hello: Image,
+    /// Tells the time.
+    pub clock: Image,
+    /// Its next version.
+    pub clock_next: Image,
+    /// The bundles of both versions, one after the other.
+    pub clock_bundles: PathBuf,
+    /// Checks that nothing of the old image is written to.
+    pub sentinel: Image,
+    /// Tries all that can go wrong.
+    pub gauntlet: Image,
+}
+
+impl Images {
+    /// Builds what is not up to date.
+    pub fn build() -> Result<Images> {
+        let start = Instant::now();
+        let out = Path::new("target/images");
+        let next = out.join("next");
+        let hello = image("hello", None, &[], out)?;
+        let sentinel = image("sentinel", None, &[], out)?;
+        let gauntlet = image("gauntlet", None, &[], out)?;
+        let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
+        let clock = image("clock", None, &[], out)?;
+        let clock_bundles = out.join("clock.bundles");
+        let mut both = Vec::new();
+        for bundle in [&clock.bundle, &clock_next.bundle] {
+            let bytes = fs::read(bundle).with_context(|| bundle.display().to_string())?;
+            both.extend(bytes);
+        }
+        fs::write(&clock_bundles, both).with_context(|| clock_bundles.display().to_string())?;
+        eprintln!(
+            "suite: images are built, {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
+        Ok(Images {
+            hello,
+            clock,
+            clock_next,
+            clock_bundles,
+            sentinel,
+            gauntlet,
+        })
+    }
+
+    /// Each of them.
+    pub fn all(&self) -> [&Image; 5] {
+        [
+            &self.hello,
+            &self.clock,
+            &self.clock_next,
+            &self.sentinel,
+            &self.gauntlet,
+        ]
+    }
+}
+
+fn image(name: &str, version: Option<&str>, features: &[&str], out: &Path) -> Result<Image> {
+    let AppReport { files, .. } = build_app(&App {
+        name: name.into(),
+        version: version.map(Into::into),
+        features: features.iter().map(|&feature| feature.into()).collect(),
+        out_dir: out.into(),
+        folder: ".".into(),
+    })
+    .with_context(|| format!("app {name}"))?;
+    Ok(Image {
+        ident: format!("{}-{}", files.ident.name, files.ident.version),
+        img_len: files.img.len,
+        img: files.img.path,
+        elf: files.elf.path,
+        bundle: files.bundle.path,
+    })
+}

@@ -1,0 +1,560 @@
+//! The tests: a table of domains to run and what has to hold of them.
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
+use segue_lab::EndReason;
+
+use crate::guest::{Event, Guest, Kind, Run, Xen};
+use crate::images::Images;
+
+/// What tests share.
+struct Shared {
+    xen: Xen,
+    images: Images,
+    start: Instant,
+    total: usize,
+    progress: Mutex<Progress>,
+    /// Facts worth telling at the end.
+    notes: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    fn note(&self, text: String) {
+        let notes = self.notes.lock();
+        notes.unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+}
+
+/// Which tests run, and how many have ended.
+#[derive(Default)]
+struct Progress {
+    running: Vec<(String, Instant)>,
+    done: usize,
+}
+
+/// How often the progress is told.
+const TELL: Duration = Duration::from_secs(20);
+
+impl Shared {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a test, and lets it be seen that it runs.
+    fn watch(&self, case: &Case) -> Result<()> {
+        self.progress().running.push((case.name.clone(), Instant::now()));
+        let result = (case.body)(self);
+        let mut progress = self.progress();
+        progress.running.retain(|(name, _)| *name != case.name);
+        progress.done += 1;
+        result
+    }
+
+    /// Tells the progress while the tests run.
+    fn tell(&self) {
+        loop {
+            thread::sleep(TELL);
+            let progress = self.progress();
+            let running: Vec<String> = progress
+                .running
+                .iter()
+                .map(|(name, since)| format!("{name} ({} s)", since.elapsed().as_secs()))
+                .collect();
+            let seconds = self.start.elapsed().as_secs();
+            let line = format!(
+                "suite: {seconds} s, {} of {} done; running: {}\n",
+                progress.done,
+                self.total,
+                running.join(", ")
+            );
+            // In one piece, because others write too.
+            eprint!("{line}");
+        }
+    }
+}
+
+type Body = Box<dyn Fn(&Shared) -> Result<()> + Send>;
+
+struct Case {
+    name: String,
+    /// Memory of its domain.
+    mib: u64,
+    body: Body,
+}
+
+fn case(
+    name: impl Into<String>,
+    body: impl Fn(&Shared) -> Result<()> + Send + 'static,
+) -> Case {
+    Case {
+        name: name.into(),
+        mib: 64,
+        body: Box::new(body),
+    }
+}
+
+/// Runs the tests whose names contain one of the words; all without words.
+pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
+    let chosen = |name: &str| filter.is_empty() || filter.iter().any(|word| name.contains(word));
+    let mut cases = cases();
+    cases.retain(|case| chosen(&case.name));
+    let arguments = Arguments {
+        list,
+        // More would be more than the emulated machine has processors for.
+        test_threads: Some(2),
+        ..Arguments::default()
+    };
+    if list || cases.is_empty() {
+        let nothing = |case: Case| Trial::test(case.name, || Ok(()));
+        let trials = cases.into_iter().map(nothing).collect();
+        return Ok(libtest_mimic::run(&arguments, trials).exit_code());
+    }
+    let images = Images::build()?;
+    let largest = cases.iter().map(|case| case.mib).max().unwrap_or(0);
+    let shared = Arc::new(Shared {
+        xen: crate::xen(largest + 512)?,
+        images,
+        start: Instant::now(),
+        total: cases.len(),
+        progress: Mutex::default(),
+        notes: Mutex::default(),
+    });
+    let trial = |case: Case| {
+        let shared = Arc::clone(&shared);
+        Trial::test(case.name.clone(), move || {
+            let result = shared.watch(&case);
+            result.map_err(|error| format!("{error:#}").into())
+        })
+    };
+    let trials = cases.into_iter().map(trial).collect();
+    let teller = Arc::clone(&shared);
+    // Ends with the process.
+    thread::spawn(move || teller.tell());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let notes = shared.notes.lock();
+    for note in notes.unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("suite: {note}");
+    }
+    println!(
+        "suite: {} tests on a real Xen in {:.0} s",
+        conclusion.num_passed + conclusion.num_failed,
+        shared.start.elapsed().as_secs_f64()
+    );
+    Ok(conclusion.exit_code())
+}
+
+/// vCPUs that domains are tried with.
+const VCPUS: [u32; 5] = [1, 2, 4, 8, 32];
+
+/// All tests, the long ones first.
+fn cases() -> Vec<Case> {
+    let mut all = vec![
+        case("switch::a_thousand_times", thousand),
+        case("check::switch", |s| {
+            switches(s, Kind::Hvm, 2, Home::Ram, 5).map(drop)
+        }),
+    ];
+    for (kind, vcpus) in [
+        (Kind::Hvm, 1),
+        (Kind::Hvm, 2),
+        (Kind::Hvm, 4),
+        (Kind::Pvh, 1),
+        (Kind::Pvh, 2),
+    ] {
+        all.push(case(format!("trials::{kind}_{vcpus}"), move |s| {
+            trials(s, kind, vcpus)
+        }));
+    }
+    for kind in Kind::ALL {
+        all.push(case(format!("bundles::{kind}"), move |s| bundles(s, kind)));
+        all.push(case(
+            format!("watchdog::{kind}_hang_with_one_vcpu"),
+            move |s| hang(s, kind),
+        ));
+        for vcpus in [2, 4] {
+            all.push(case(format!("sentinel::{kind}_{vcpus}"), move |s| {
+                sentinel(s, kind, vcpus, true)
+            }));
+        }
+        all.push(case(
+            format!("sentinel::{kind}_2_without_relocation_fails"),
+            move |s| sentinel(s, kind, 2, false),
+        ));
+        for vcpus in VCPUS {
+            all.push(case(format!("boot::{kind}_{vcpus}_vcpus"), move |s| {
+                boot(s, kind, vcpus, 64)
+            }));
+            for home in [Home::Mmio, Home::Ram] {
+                let name = format!("switch::{kind}_{vcpus}_{}", home.name());
+                all.push(case(name, move |s| {
+                    switches(s, kind, vcpus, home, 5).map(drop)
+                }));
+            }
+        }
+        all.push(Case {
+            mib: 512,
+            ..case(format!("boot::{kind}_512_mib"), move |s| boot(s, kind, 2, 512))
+        });
+        all.push(Case {
+            mib: 5120,
+            ..case(format!("boot::{kind}_5_gib"), move |s| all_memory(s, kind))
+        });
+        for fault in FAULTS {
+            all.push(case(format!("fault::{kind}_{}", fault.0), move |s| {
+                faults(s, kind, fault)
+            }));
+        }
+    }
+    all.extend([
+        case("switch::hypercalls_are_the_same_for_2_and_8_vcpus", hypercalls),
+        case("start::least_memory", least_memory),
+        case("start::too_little_memory", too_little_memory),
+        case("start::too_many_vcpus", too_many_vcpus),
+        case("start::not_on_xen", not_on_xen),
+    ]);
+    all
+}
+
+/// What a running image says when it starts.
+fn started(run: &Run, kind: Kind, vcpus: u32, mib: u64, ident: &str) -> Result<()> {
+    let boot = run.one("segue: boot generation=1 ")?;
+    run.explain(
+        boot.is("entry", kind.entry())
+            .and_then(|()| boot.is("vcpus", vcpus))
+            .and_then(|()| boot.is("image", ident))
+            .and_then(|()| {
+                let memory = boot.number("memory_mib")?;
+                let right = memory <= mib && memory + 2 + mib / 50 >= mib;
+                ensure!(right, "memory_mib={memory} of {mib}");
+                boot.get("xen").map(drop)
+            }),
+    )?;
+    run.one("segue: main start_us=")?;
+    run.one("segue: shared_info home=").map(drop)
+}
+
+fn powered_off(run: &Run) -> Result<()> {
+    run.one("segue: shutdown reason=poweroff")?;
+    run.ended(EndReason::PowerOff)
+}
+
+fn boot(s: &Shared, kind: Kind, vcpus: u32, mib: u64) -> Result<()> {
+    let image = &s.images.hello;
+    let run = Guest::new(image, kind, vcpus).memory(mib).run(&s.xen)?;
+    started(&run, kind, vcpus, mib, &image.ident)?;
+    run.explain(run.one("segue: shared_info ")?.is("home", "mmio"))?;
+    run.one("hello from a unikernel")?;
+    powered_off(&run)
+}
+
+fn all_memory(s: &Shared, kind: Kind) -> Result<()> {
+    let image = &s.images.gauntlet;
+    let guest = Guest::new(image, kind, 2).memory(5120);
+    let run = guest.cmdline("-- --memory").run(&s.xen)?;
+    started(&run, kind, 2, 5120, &image.ident)?;
+    let memory = run.one("gauntlet: memory ")?;
+    run.explain(memory.is("outcome", "ok"))?;
+    let high = run.explain(memory.number("high_frames"))?;
+    // 5 GiB less what fits below 4 GiB, which Xen's devices and the PVH hole cut short.
+    run.check(high > (1 << 30 >> 12), || format!("only {high} frames above 4 GiB"))?;
+    powered_off(&run)
+}
+
+/// Where shared_info is when the domain starts.
+#[derive(Clone, Copy, PartialEq)]
+enum Home {
+    Mmio,
+    Ram,
+}
+
+impl Home {
+    fn name(self) -> &'static str {
+        match self {
+            Home::Mmio => "mmio",
+            Home::Ram => "ram",
+        }
+    }
+}
+
+/// Switches up to a generation, and checks each switch; returns the hypercalls of each.
+fn switches(s: &Shared, kind: Kind, vcpus: u32, home: Home, until: u64) -> Result<Vec<u64>> {
+    let run = clock(s, kind, vcpus, home, "--every 20 --ticks 1", until)?;
+    let images = [&s.images.clock, &s.images.clock_next];
+    for generation in 1..=until {
+        // Each generation lives: it has printed its tick, by the right image.
+        let image = images[(generation as usize + 1) % 2];
+        let (name, version) = image.ident.split_once('-').context("an ident")?;
+        let tick = format!("{name} {version} generation={generation} tick=1 ");
+        run.one(&tick)?;
+    }
+    checked_switches(s, &run, vcpus, home, until)
+}
+
+fn clock(
+    s: &Shared,
+    kind: Kind,
+    vcpus: u32,
+    home: Home,
+    arguments: &str,
+    until: u64,
+) -> Result<Run> {
+    let image = &s.images.clock;
+    let run = Guest::new(image, kind, vcpus)
+        .module(&s.images.clock_bundles)
+        .cmdline(format!(
+            "segue.shared_info={} -- {arguments} --until {until}",
+            home.name()
+        ))
+        .run(&s.xen)?;
+    started(&run, kind, vcpus, 64, &image.ident)?;
+    run.explain(run.one("segue: shared_info ")?.is("home", home.name()))?;
+    powered_off(&run)?;
+    Ok(run)
+}
+
+fn checked_switches(
+    s: &Shared,
+    run: &Run,
+    vcpus: u32,
+    home: Home,
+    until: u64,
+) -> Result<Vec<u64>> {
+    let images = [&s.images.clock, &s.images.clock_next];
+    let mut hypercalls = Vec::new();
+    let mut from = 1;
+    for switch in run.events("segue: switch ") {
+        let check = || -> Result<u64> {
+            switch.is("from", from)?;
+            switch.is("to", from + 1)?;
+            switch.is("vcpus", vcpus)?;
+            switch.is("image", &images[from as usize % 2].ident)?;
+            // Only the first has anything to move.
+            let moves = u64::from(home == Home::Ram && from == 1);
+            switch.is("p2m_updates", moves)?;
+            parts_add_up(&switch)?;
+            switch.number("hypercalls")
+        };
+        hypercalls.push(run.explain(check())?);
+        from += 1;
+    }
+    run.check(from == until, || {
+        format!("{} switches instead of {}", from - 1, until - 1)
+    })?;
+    let commits = run.events("segue: commit generation=").count() as u64;
+    run.check(commits == until - 1, || format!("{commits} commits"))?;
+    let first = run.one("clock: audit generation=2 ")?;
+    let last = run.one(&format!("clock: audit generation={until} "))?;
+    for key in ["free_frames", "ports", "carved"] {
+        run.explain(first.get(key).and_then(|value| last.is(key, value)))?;
+    }
+    run.explain(last.is("backward", 0))?;
+    Ok(hypercalls)
+}
+
+/// The blackout is the sum of its parts, but for rounding.
+fn parts_add_up(switch: &Event) -> Result<()> {
+    let whole = switch.number("blackout_us")?;
+    let mut sum = 0;
+    for part in crate::PARTS {
+        sum += switch.number(&format!("{part}_us"))?;
+    }
+    ensure!(
+        sum.abs_diff(whole) <= 10,
+        "the parts' sum is {sum}: {}",
+        switch.text
+    );
+    Ok(())
+}
+
+fn thousand(s: &Shared) -> Result<()> {
+    let until = 1001;
+    let run = clock(s, Kind::Hvm, 2, Home::Mmio, "--every 0 --ticks 0", until)?;
+    let hypercalls = checked_switches(s, &run, 2, Home::Mmio, until)?;
+    let same = hypercalls.iter().all(|h| *h == hypercalls[0]);
+    run.check(same, || {
+        let (min, max) = (hypercalls.iter().min(), hypercalls.iter().max());
+        format!("hypercalls differ from switch to switch: {min:?} to {max:?}")
+    })
+}
+
+fn hypercalls(s: &Shared) -> Result<()> {
+    let count = |vcpus| switches(s, Kind::Hvm, vcpus, Home::Mmio, 6);
+    let (two, eight) = (count(2)?, count(8)?);
+    ensure!(
+        two == eight,
+        "hypercalls of each switch with 2 vCPUs: {two:?}, with 8: {eight:?}"
+    );
+    s.note(format!("hypercalls a switch: {:?}", two[0]));
+    Ok(())
+}
+
+fn sentinel(s: &Shared, kind: Kind, vcpus: u32, relocated: bool) -> Result<()> {
+    let image = &s.images.sentinel;
+    let run = Guest::new(image, kind, vcpus)
+        .module(&image.bundle)
+        .cmdline(if relocated {
+            "segue.shared_info=ram --"
+        } else {
+            "segue.shared_info=ram -- --norelocate"
+        })
+        .run(&s.xen)?;
+    started(&run, kind, vcpus, 64, &image.ident)?;
+    run.explain(run.one("segue: shared_info ")?.is("home", "ram"))?;
+    let readers = run.one("sentinel: readers ")?;
+    run.explain(readers.is("bad", 0))?;
+    let result = run.one("sentinel: result=")?;
+    let frames = run.explain(result.number("frames"))?;
+    run.check(frames > 10_000, || format!("only {frames} frames were filled"))?;
+    if relocated {
+        run.explain(result.is("result", "clean"))?;
+        powered_off(&run)
+    } else {
+        // What Xen did to it is as it may be; that it did is the point.
+        run.explain(result.is("result", "damaged"))
+    }
+}
+
+fn trials(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
+    let image = &s.images.gauntlet;
+    let guest = Guest::new(image, kind, vcpus).module(&image.bundle);
+    let run = guest.cmdline("-- --trials").run(&s.xen)?;
+    let mut count = 0;
+    for trial in run.events("gauntlet: trial=") {
+        let check = || {
+            trial.is("outcome", "resumed")?;
+            for key in ["loops", "memory", "frames", "time"] {
+                trial.is(key, "ok")?;
+            }
+            Ok(())
+        };
+        run.explain(check())?;
+        count += 1;
+    }
+    let done = run.one("gauntlet: done ")?;
+    run.explain(done.is("failed", 0).and_then(|()| done.is("trials", count)))?;
+    let least = if vcpus == 1 { 20 } else { 24 };
+    run.check(count >= least, || format!("only {count} trials"))?;
+    // And a good image still takes over.
+    run.one("gauntlet: committed generation=2")?;
+    powered_off(&run)
+}
+
+fn bundles(s: &Shared, kind: Kind) -> Result<()> {
+    let image = &s.images.gauntlet;
+    let guest = Guest::new(image, kind, 2).module(&image.bundle);
+    let run = guest.cmdline("-- --bundles").run(&s.xen)?;
+    let mut count = 0;
+    for bundle in run.events("gauntlet: bundle=") {
+        run.explain(bundle.is("outcome", "ok"))?;
+        count += 1;
+    }
+    let done = run.one("gauntlet: done ")?;
+    run.explain(done.is("failed", 0).and_then(|()| done.is("bundles", count)))?;
+    run.check(count >= 40, || format!("only {count} bad bundles"))?;
+    powered_off(&run)
+}
+
+fn hang(s: &Shared, kind: Kind) -> Result<()> {
+    let image = &s.images.gauntlet;
+    let guest = Guest::new(image, kind, 1).module(&image.bundle);
+    let run = guest.cmdline("-- --hang").run(&s.xen)?;
+    run.ended(EndReason::Watchdog)
+}
+
+/// What to do, and what the report calls it.
+const FAULTS: [(&str, &str); 6] = [
+    ("null", "page-fault"),
+    ("text", "page-fault"),
+    ("data", "page-fault"),
+    ("stack", "stack-overflow"),
+    ("divide", "divide-error"),
+    ("panic", ""),
+];
+
+fn faults(s: &Shared, kind: Kind, (fault, name): (&str, &str)) -> Result<()> {
+    let guest = Guest::new(&s.images.gauntlet, kind, 1);
+    let run = guest.cmdline(format!("-- --fault {fault}")).run(&s.xen)?;
+    if fault == "panic" {
+        let panic = run.one("segue: panic generation=1 at=")?;
+        run.check(panic.text.contains("gauntlet panics"), || {
+            "the panic's message is missing".into()
+        })?;
+    } else {
+        let report = run.one("segue: fault generation=1 ")?;
+        run.explain(report.is("name", name))?;
+        let backtrace = run.lines().iter().any(|l| l.text.contains("backtrace"));
+        run.check(backtrace, || "no backtrace".into())?;
+    }
+    run.ended(EndReason::Crash)
+}
+
+fn least_memory(s: &Shared) -> Result<()> {
+    for kind in Kind::ALL {
+        let least = least_mib(&s.xen, &s.images, kind)?;
+        s.note(format!("least memory that boots hello as {kind}: {least} MiB"));
+        ensure!(least <= 8, "{kind}: {least} MiB");
+    }
+    Ok(())
+}
+
+/// The least memory with which `hello` runs, in MiB.
+pub fn least_mib(xen: &Xen, images: &Images, kind: Kind) -> Result<u64> {
+    for mib in 2..=16 {
+        let guest = Guest::new(&images.hello, kind, 1).memory(mib);
+        // Below some size xl itself refuses.
+        let Ok(run) = guest.run(xen) else { continue };
+        if run.one("hello from a unikernel").is_ok() {
+            powered_off(&run)?;
+            return Ok(mib);
+        }
+    }
+    anyhow::bail!("{kind}: hello does not start with 16 MiB")
+}
+
+fn start_failed(run: &Run, why: &str) -> Result<()> {
+    let failed = run.one("segue: start failed: ")?;
+    run.check(failed.text.contains(why), || {
+        format!("the reason does not say '{why}'")
+    })?;
+    powered_off(run)
+}
+
+fn too_little_memory(s: &Shared) -> Result<()> {
+    // Each vCPU takes stacks.
+    let run = Guest::new(&s.images.hello, Kind::Hvm, 32).memory(3).run(&s.xen)?;
+    start_failed(&run, "too little memory")
+}
+
+fn too_many_vcpus(s: &Shared) -> Result<()> {
+    let run = Guest::new(&s.images.hello, Kind::Pvh, 33).run(&s.xen)?;
+    start_failed(&run, "33 vCPUs; at most 32")
+}
+
+fn not_on_xen(s: &Shared) -> Result<()> {
+    let said = crate::qemu::console(&s.images.hello.img, "start failed", s.xen.patience())?;
+    ensure!(
+        said.contains("segue: start failed: this is not a Xen domain"),
+        "under QEMU without Xen it said:\n{said}"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<String> = cases().into_iter().map(|case| case.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(count > 50);
+    }
+}
