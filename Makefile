@@ -26,7 +26,7 @@ FILTER ?=
 # What cargo needs to build, check or document code for the image target.
 for_image := --profile image --target x86_64-unknown-hermit -Zbuild-std=std,panic_abort \
 	-Zbuild-std-features=optimize_for_size,compiler-builtins-mem
-image_packages = -p segue $(patsubst apps/%/Cargo.toml,-p %,$(wildcard apps/*/Cargo.toml))
+image_packages = -p segue -p segue-kernel $(patsubst apps/%/Cargo.toml,-p %,$(wildcard apps/*/Cargo.toml))
 host_packages = --workspace --exclude segue \
 	$(patsubst apps/%/Cargo.toml,--exclude %,$(wildcard apps/*/Cargo.toml))
 
@@ -137,7 +137,8 @@ lint: setup ## Format, clippy and documentation, for the host and for images
 	echo 'make lint: clippy for images'
 	RUSTC_BOOTSTRAP=1 cargo clippy $(for_image) $(image_packages) -- -D warnings
 	echo 'make lint: documentation'
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(host_packages)
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(host_packages) --exclude segue-kernel
+	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings --document-private-items' cargo doc --no-deps $(for_image) -p segue-kernel
 	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(for_image) -p segue
 
 .PHONY: clean

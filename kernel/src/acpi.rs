@@ -84,7 +84,7 @@ pub unsafe fn apic_ids(rsdp: Option<u64>) -> ArrayVec<u32, { MAX + 1 }> {
         return ids;
     };
     if let Some(madt) = tables.find_table::<Madt>() {
-        for entry in madt.get().entries() {
+        for entry in madt.get().entries().take(1024) {
             let id = match entry {
                 MadtEntry::LocalApic(e) if e.flags & 1 != 0 => u32::from(e.apic_id),
                 MadtEntry::LocalX2Apic(e) if e.flags & 1 != 0 => e.x2apic_id,

@@ -21,10 +21,9 @@ pub fn run() {
         };
         let same = segue::free_frames() == frames;
         let right = wanted.is_none_or(|w| got.starts_with(w));
-        let verified = matches!(
-            error,
-            ReplaceError::Verify(_) | ReplaceError::NoMemory { .. }
-        );
+        // More memory than there is may be asked for; a flipped bit has to be seen as one.
+        let verified = matches!(error, ReplaceError::Verify(_))
+            || wanted.is_some() && matches!(error, ReplaceError::NoMemory { .. });
         let good = same && right && verified;
         done += 1;
         failed += u32::from(!good);

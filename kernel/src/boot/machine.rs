@@ -58,6 +58,14 @@ static PORTS: OnceCell<Ports> = OnceCell::new();
 /// shared_info is in RAM at this frame; 0 when it is in its carved frame.
 static HOME_IN_RAM: AtomicU64 = AtomicU64::new(0);
 
+/// The frame that shared_info was moved from, while it is a hole; else 0.
+static OPEN_HOLE: AtomicU64 = AtomicU64::new(0);
+
+/// The frame of RAM that is a hole, if there is one.
+pub(crate) fn open_hole() -> Option<Gfn> {
+    Gfn::new(OPEN_HOLE.load(Ordering::Acquire)).filter(|g| g.as_u64() != 0)
+}
+
 /// Sets the machine, once.
 pub(crate) fn set_machine(machine: Machine) -> &'static Machine {
     MACHINE.get_or_init(|| machine)
@@ -124,22 +132,30 @@ pub fn device_frames(_: Committed) -> ArrayVec<Gfn, 4> {
 /// # Errors
 /// As Xen says; nothing has changed.
 pub unsafe fn move_shared_info(token: Committed, to: Gfn) -> Result<(), XenError> {
+    let from = HOME_IN_RAM.load(Ordering::Acquire);
     // SAFETY: the caller's promise; the frame is mapped in this image's tables.
     unsafe {
         hypercall::map_shared_info(token, to)?;
         shared_info::set_home(to);
     }
     HOME_IN_RAM.store(0, Ordering::Release);
+    OPEN_HOLE.store(from, Ordering::Release);
     Ok(())
 }
 
 /// Makes the hole that shared_info left RAM again, and gives it to the frame allocator.
 pub fn refill_hole(token: Committed, gfn: Gfn) {
     match hypercall::populate_hole(token, gfn) {
-        // SAFETY: the frame was this image's (or the old one's) and is empty RAM now.
-        Ok(()) => unsafe { vm::free_frames(gfn.extent()) },
-        // Without the frame the domain is 4 KiB smaller: it is never handed out.
-        Err(e) => console::println!("segue: hole gfn={gfn:?} stays: {e}"),
+        Ok(()) => {
+            OPEN_HOLE.store(0, Ordering::Release);
+            // SAFETY: the frame was this image's (or the old one's) and is empty RAM now.
+            unsafe { vm::free_frames(gfn.extent()) }
+        }
+        // Without the frame the domain is 4 KiB smaller; the next switch hands the hole on.
+        Err(e) => {
+            OPEN_HOLE.store(gfn.as_u64(), Ordering::Release);
+            console::println!("segue: hole gfn={gfn:?} stays: {e}");
+        }
     }
 }
 

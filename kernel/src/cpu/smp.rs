@@ -10,6 +10,8 @@ use crate::xen::{Committed, shared_info};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use hermit_sync::OnceCell;
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::FsBase;
 
 /// Offset of the parameters in the SIPI page.
 pub const SIPI_PARAMS: usize = 0xfc0;
@@ -57,14 +59,12 @@ unsafe extern "C" {
 /// The frame is mapped writable, below 1 MiB, and no vCPU starts in it now.
 pub unsafe fn write_sipi_page(page: Gfn, params: SipiParams) {
     let to = page.addr().as_ptr::<u8>();
-    // SAFETY: the caller's promise; the linker script asserts that the code fits a page, and
-    // that is checked against the parameters below.
+    // SAFETY: the caller's promise; the linker script asserts that the code ends before the
+    // parameters.
     unsafe {
         let from = &raw const __sipi_start;
         let len = (&raw const __sipi_end).addr() - from.addr();
-        if len <= SIPI_PARAMS {
-            core::ptr::copy_nonoverlapping(from, to, len);
-        }
+        core::ptr::copy_nonoverlapping(from, to, len);
         to.add(SIPI_PARAMS)
             .cast::<SipiParams>()
             .write_unaligned(params);
@@ -192,12 +192,12 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
     if let Some(ports) = crate::boot::ports() {
         ports.adopt_on(percpu::this());
     }
+    percpu::this().adopt_apic_id(crate::replace::adopt::apic_id(vcpu as u32));
     let Some(token) = Committed::get() else {
         halt()
     };
     ONLINE.fetch_add(1, Ordering::AcqRel);
     apic::eoi(token);
-    apic::enable(token);
     idle(token)
 }
 
@@ -208,6 +208,7 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
 unsafe fn come_up(shared: &Shared, vcpu: u32) {
     // SAFETY: the caller's promise.
     unsafe {
+        reset_registers();
         let Some(cpu) = vm::vcpu_data(&shared.workspace, vcpu) else {
             halt()
         };
@@ -216,6 +217,17 @@ unsafe fn come_up(shared: &Shared, vcpu: u32) {
             halt()
         };
         tables::load(cpu, stacks);
+    }
+}
+
+/// Gives FS and the floating-point control registers the values that code starts with (System V
+/// ABI, x86-64 supplement §3.4.1); another image may have left others.
+pub(crate) fn reset_registers() {
+    FsBase::write(VirtAddr::zero());
+    let mxcsr = 0x1f80u32;
+    // SAFETY: the ABI's initial values; nothing here has set others.
+    unsafe {
+        core::arch::asm!("fninit", "ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack));
     }
 }
 
@@ -232,6 +244,9 @@ struct Mailbox {
     function: AtomicUsize,
     argument: AtomicU64,
 }
+
+/// [`Mailbox::function`] while its argument is being written.
+const CLAIMED: usize = 1;
 
 static MAILBOXES: [Mailbox; MAX] = [const {
     Mailbox {
@@ -250,9 +265,10 @@ pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
         return Err(RunError::NoVcpu);
     }
     let mailbox = MAILBOXES.get(vcpu as usize).ok_or(RunError::NoVcpu)?;
-    if mailbox.function.load(Ordering::Acquire) != 0 {
-        return Err(RunError::Busy);
-    }
+    mailbox
+        .function
+        .compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
+        .map_err(|_| RunError::Busy)?;
     mailbox.argument.store(argument, Ordering::Relaxed);
     mailbox.function.store(job as usize, Ordering::Release);
     wake(token, vcpu);
@@ -282,12 +298,18 @@ fn wake(token: Committed, vcpu: u32) {
 /// Runs jobs; blocks while there is none.
 fn idle(token: Committed) -> ! {
     let mailbox = &MAILBOXES[percpu::this().vcpu() as usize % MAX];
+    // A job is app code: it may use thread-locals.
+    let mut tls = false;
     loop {
         x86_64::instructions::interrupts::disable();
         let job = mailbox.function.load(Ordering::Acquire);
-        if job == 0 {
+        if job <= CLAIMED {
             wait_for_event(token);
             continue;
+        }
+        if !tls {
+            crate::entry::install_tls();
+            tls = true;
         }
         x86_64::instructions::interrupts::enable();
         // SAFETY: only `run_on` writes nonzero values, and they are `fn(u64)`.
@@ -305,6 +327,8 @@ pub fn wait_for_event(_: Committed) {
 
 /// Sleeps until `deadline` of system time, in ns.
 pub fn sleep_until(token: Committed, deadline: u64) {
+    // Xen's times are signed.
+    let deadline = deadline.min(i64::MAX as u64);
     loop {
         x86_64::instructions::interrupts::disable();
         if shared_info::now() >= deadline {

@@ -137,6 +137,10 @@ impl AddressSpace {
     /// What the tables allow at `addr`; `None` if it isn't mapped.
     pub fn perms(self, tables: &mut impl Tables, addr: PhysAddr) -> Option<Perms> {
         let gfn = addr.gfn().as_u64();
+        // Four levels translate 48 bits.
+        if gfn >> 36 != 0 {
+            return None;
+        }
         let mut table = self.root;
         for shift in [27, 18, 9, 0] {
             let entry = tables.table(table)[index(gfn, shift)];

@@ -10,7 +10,6 @@ use crate::memory::frames::{FrameBitmap, words_for};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, Table, Tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn};
-use core::sync::atomic::{AtomicU64, Ordering};
 use hermit_sync::InterruptTicketMutex;
 
 struct Memory {
@@ -21,8 +20,6 @@ struct Memory {
 }
 
 static MEMORY: InterruptTicketMutex<Option<Memory>> = InterruptTicketMutex::new(None);
-/// Frames below this number are RAM or holes in it; for checks.
-static END: AtomicU64 = AtomicU64::new(0);
 
 /// Frames for page tables: a bump pointer over an extent that is zeroed.
 #[derive(Debug)]
@@ -147,7 +144,6 @@ pub unsafe fn init<const N: usize, const M: usize>(
     if let Some(zero) = Gfn::new(0) {
         frames.reserve(zero.extent());
     }
-    END.store(ram.end(), Ordering::Relaxed);
     *MEMORY.lock() = Some(Memory {
         frames,
         space,

@@ -37,6 +37,7 @@ struct Pending {
     workspace: Workspace,
     root: PhysAddr,
     pool_used: u64,
+    watchdog: Option<u32>,
 }
 
 static PENDING: InterruptTicketMutex<Option<Pending>> = InterruptTicketMutex::new(None);
@@ -45,6 +46,7 @@ static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
 /// Called by `entry.S`.
 pub(crate) extern "C" fn handover(record: u64) -> ! {
     let tsc = shared_info::rdtsc();
+    smp::reset_registers();
     // SAFETY: the image before mapped the record readable at this address, two frames at least.
     let parsed = unsafe { record_bytes(record) }
         .ok_or(RecordError::Length)
@@ -183,6 +185,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         workspace,
         root: gfn(Kind::Tables, root)?.addr(),
         pool_used,
+        watchdog: record.array::<1>(Kind::Watchdog).ok().map(|[id]| id as u32),
     });
     boot::set_machine(Machine {
         entry: EntryKind::Handover,
@@ -197,6 +200,11 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         carve,
     });
     Ok(())
+}
+
+/// The id of a vCPU's local APIC, as the image before found it.
+pub(crate) fn apic_id(vcpu: u32) -> Option<u32> {
+    APIC_IDS.get()?.get(vcpu as usize).copied()
 }
 
 fn stamp(park: &Park, phase: Phase) {
@@ -234,12 +242,7 @@ pub fn commit() {
         root,
         features: machine.features,
     });
-    cpu.adopt_apic_id(
-        APIC_IDS
-            .get()
-            .and_then(|ids| ids.get(cpu.vcpu() as usize))
-            .copied(),
-    );
+    cpu.adopt_apic_id(apic_id(cpu.vcpu()));
     p.ports.adopt_on(cpu);
     let vcpus = p.workspace.vcpus();
     boot::set_ports(p.ports);
@@ -257,6 +260,9 @@ pub fn commit() {
     stamp(park, Phase::Adopt);
     let after = cpu.counters();
     // The blackout is over: what follows takes whatever time it takes.
+    if let Some(id) = p.watchdog {
+        let _ = hypercall::watchdog(token, id, 0);
+    }
 
     // SAFETY: all vCPUs run this image on its own tables: the old image's frames are nobody's. The
     // record listed all that is in use; the pool's tables are where the record says.

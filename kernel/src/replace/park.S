@@ -126,8 +126,24 @@ sleep:  movl    $29, %eax               # sched_op
         testl   ${fault_no_nmi}, {c_test}(%r12)
         jnz     3f
         HYPERCALL
-3:      call    wait_taken
-        # Then by INIT and the SIPI page.
+3:      rdtsc
+        shlq    $32, %rdx
+        orq     %rax, %rdx
+        addq    {c_grace_tsc}(%r12), %rdx
+        movq    %rdx, %r14
+4:      cmpl    ${taken_open}, {c_taken}(%r12)
+        jne     sleep
+        pause
+        rdtsc
+        shlq    $32, %rdx
+        orq     %rdx, %rax
+        cmpq    %r14, %rax
+        jb      4b
+        # Then by INIT and the SIPI page; once, and only if the NMI does not come first after all.
+        movl    ${taken_open}, %eax
+        movl    ${taken_init}, %ecx
+        lock cmpxchgl %ecx, {c_taken}(%r12)
+        jne     sleep
         movl    ${x2apic_icr}, %ecx
         movl    {c_trial_apic}(%r12), %edx
         movl    $0x4500, %eax           # INIT, assert
@@ -136,26 +152,10 @@ sleep:  movl    $29, %eax               # sched_op
         movl    {c_sipi_page}(%r12), %eax
         orl     $0x4600, %eax           # start-up, assert
         wrmsr
-        jmp     3b
-
-# Returns when the time is over without the trial's vCPU in our hands; else back to waiting.
-wait_taken:
-        rdtsc
-        shlq    $32, %rdx
-        orq     %rax, %rdx
-        addq    {c_grace_tsc}(%r12), %rdx
-        movq    %rdx, %r14
-1:      cmpl    $0, {c_taken}(%r12)
-        jne     2f
+5:      cmpl    ${taken_ours}, {c_taken}(%r12)
+        je      sleep
         pause
-        rdtsc
-        shlq    $32, %rdx
-        orq     %rdx, %rax
-        cmpq    %r14, %rax
-        jb      1b
-        ret
-2:      addq    $8, %rsp
-        jmp     sleep
+        jmp     5b
 
 released:
         cmpl    ${release_commit}, {c_release}(%r12)
@@ -260,8 +260,16 @@ gate:
         jmp     take_back
 nmi:
         cmpl    ${verdict_hung}, {c_verdict}(%r12)
-        jne     gate_return             # not ours: the trial goes on
-        movq    64(%rsp), %rax
+        jne     gate_return             # not the watcher's: the trial goes on
+        movl    ${taken_open}, %eax
+        movl    ${taken_ours}, %ecx
+        lock cmpxchgl %ecx, {c_taken}(%r12)
+        je      2f
+        cmpl    ${taken_ours}, %eax
+        je      gate_return             # back already: a second NMI
+1:      pause                           # too late: the INIT is on the way
+        jmp     1b
+2:      movq    64(%rsp), %rax
         movq    %rax, {c_rip}(%r12)
         jmp     take_back
 not_trial:
@@ -296,7 +304,7 @@ reset:
 # The vCPU is ours again, in whatever state. Everything a trial can change is put back, then `try`
 # returns to the old image. R12 = control, R13 = slot.
 take_back:
-        movl    $1, {c_taken}(%r12)
+        movl    ${taken_ours}, {c_taken}(%r12)
         movl    $0xc0000080, %ecx       # EFER
         movl    {c_efer}(%r12), %eax
         movl    {c_efer} + 4(%r12), %edx
@@ -325,6 +333,7 @@ take_back:
         wrmsr
         xorl    %eax, %eax              # no breakpoints
         movq    %rax, %dr7
+        movq    %rax, %cr8              # no priority: every interrupt comes
         # An NMI blocks further ones until an IRET.
         movl    %ss, %eax
         movq    %rsp, %rcx

@@ -19,11 +19,13 @@ use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
 use crate::memory::vm::TablePool;
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
 use crate::xen::Committed;
+use crate::xen::console::emergency_println;
 use crate::xen::hypercall::{self, Port, ShutdownReason};
 use crate::xen::shared_info;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hermit_sync::OnceCell;
+use x86_64::VirtAddr;
 
 const CODE: u64 = 0;
 const TABLES: u64 = 1;
@@ -60,6 +62,16 @@ pub mod verdict {
     pub const HUNG: u32 = 3;
 }
 
+/// Who takes the trial's vCPU back from a hang.
+mod taken {
+    /// Nobody yet.
+    pub const OPEN: u32 = 0;
+    /// The vCPU is ours.
+    pub const OURS: u32 = 1;
+    /// The watcher sends an INIT.
+    pub const INIT: u32 = 2;
+}
+
 /// What a parked vCPU is told.
 pub mod release {
     /// Wait.
@@ -72,6 +84,8 @@ pub mod release {
 
 /// [`Slot::state`] of a vCPU that is parked.
 const STATE_PARKED: u32 = 1;
+/// [`Slot::state`] of a vCPU that looks whether it is to park. 0 is a vCPU that is elsewhere.
+const STATE_ENTERING: u32 = 2;
 
 /// Bits of [`Control::test`]: faults that tests inject into the take-back.
 pub mod test {
@@ -184,6 +198,9 @@ core::arch::global_asm!(include_str!("park.S"), options(att_syntax),
     verdict_hung = const verdict::HUNG,
     release_commit = const release::COMMIT,
     fault_no_nmi = const test::NO_NMI,
+    taken_open = const taken::OPEN,
+    taken_ours = const taken::OURS,
+    taken_init = const taken::INIT,
     t_gdt = const offset_of!(ParkTables, gdt),
     t_gdtr = const offset_of!(ParkTables, gdtr),
     t_idtr = const offset_of!(ParkTables, idtr),
@@ -489,7 +506,17 @@ impl Park {
         c.vcpus = plan.vcpus;
         *c.verdict.get_mut() = verdict::PENDING;
         *c.taken.get_mut() = 0;
-        *c.release.get_mut() = release::HOLD;
+        // Nobody parks before the quiesce: a park interrupt from before comes too late.
+        *c.release.get_mut() = release::RESUME;
+        for field in [
+            &mut c.vector,
+            &mut c.error,
+            &mut c.rip,
+            &mut c.cr2,
+            &mut c.fault_rsp,
+        ] {
+            *field.get_mut() = 0;
+        }
         c.trial_vcpu = trial_vcpu;
         c.watcher = watcher.map_or(0, selector);
         c.poll_port = plan.port.0;
@@ -526,6 +553,13 @@ impl Park {
         }
     }
 
+    /// From now on a park interrupt parks: called right before it is sent.
+    pub fn hold(&self, token: Committed) {
+        self.control(token)
+            .release
+            .store(release::HOLD, Ordering::SeqCst);
+    }
+
     /// Number of vCPUs that are parked now.
     pub fn parked(&self, token: Committed) -> u32 {
         let parked = |s: &&Slot| s.state.load(Ordering::Acquire) == STATE_PARKED;
@@ -545,7 +579,8 @@ impl Park {
     pub fn resume_others(&self, token: Committed) {
         let control = self.control(token);
         control.release.store(release::RESUME, Ordering::SeqCst);
-        if self.parked(token) > 0 {
+        // Also when none seems parked: one may just be about to sleep.
+        if control.vcpus > 1 {
             let _ = hypercall::send(token, Port(control.poll_port));
         }
         while self.parked(token) > 0 {
@@ -581,8 +616,14 @@ impl Park {
         }
         let control = self.control(token);
         control.release.store(release::COMMIT, Ordering::SeqCst);
-        if control.vcpus > 1 {
-            let _ = hypercall::send(token, Port(control.poll_port));
+        if control.vcpus > 1
+            && let Err(e) = hypercall::send(token, Port(control.poll_port))
+        {
+            emergency_println!(
+                "segue: the vCPUs cannot be woken, port {}: {e}",
+                control.poll_port
+            );
+            crate::end::end(ShutdownReason::Crash);
         }
     }
 
@@ -708,7 +749,7 @@ pub struct Plan {
     pub limit_ns: u64,
     /// System time at which the watcher looks, in ns.
     pub watch_ns: u64,
-    /// See [`test`].
+    /// See [`mod@test`].
     pub test: u32,
 }
 
@@ -775,7 +816,14 @@ pub(crate) extern "C" fn park_interrupt() {
     };
     let control = park.control(token);
     let cpu = percpu::this();
-    if control.magic == MAGIC && control.release.load(Ordering::Acquire) == release::HOLD {
+    // While a vCPU is between 0 and 0 here nobody rewrites the park pages (`arm`).
+    let Some(slot) = control.slots.get(cpu.vcpu() as usize) else {
+        return;
+    };
+    slot.state.store(STATE_ENTERING, Ordering::SeqCst);
+    if control.magic == MAGIC && control.release.load(Ordering::SeqCst) == release::HOLD {
+        // The code page was writable while it was filled; a stale entry would forbid to run it.
+        x86_64::instructions::tlb::flush(VirtAddr::new(park.entry(ENTRY_PARK)));
         let ptr = park.control_ptr();
         // SAFETY: a switch is on (only its vCPU sends this interrupt), so the code page holds
         // park.S, whose entry has this signature; the vCPU number indexes the slots.
@@ -786,8 +834,8 @@ pub(crate) extern "C" fn park_interrupt() {
                 .add(cpu.vcpu() as usize);
             enter(ptr, slot);
             reload_tables();
-            (*slot).state.store(0, Ordering::Release);
         }
     }
+    slot.state.store(0, Ordering::Release);
     apic::eoi(token);
 }

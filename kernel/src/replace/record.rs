@@ -1,18 +1,20 @@
 //! The handover record: what the old image tells the new one. Part of the handover ABI (I12).
 //!
 //! ```text
-//! 0   magic "SEGUEREC"   8   version u32   12   length in bytes u32   16   SHA-256 of what follows
-//! 48  entries: kind u32, length in bytes u32, payload, padding to 8
+//! 0   magic "SEGUEREC"   8   version u32   12   length in bytes u32   16   CRC-64 of what follows
+//! 24  entries: kind u32, length in bytes u32, payload, padding to 8
 //! ```
 //! Little-endian. A reader skips kinds it does not know; a kind it needs and does not find is an
-//! error. Plain code over bytes: the host tests it.
+//! error. Plain code over bytes: the host tests it. The digest is against damage, not against
+//! malice: who can write the record can do anything; and it is computed in the blackout.
 
-use sha2::{Digest, Sha256};
+use crc::{CRC_64_XZ, Crc};
 
 const MAGIC: [u8; 8] = *b"SEGUEREC";
 /// Version of the layout; entries may be added without a new one.
 pub const VERSION: u32 = 1;
-const HEADER: usize = 48;
+const HEADER: usize = 24;
+static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
 /// What an entry is about. Numbers are never used again for something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +26,7 @@ pub enum Kind {
     Ram = 2,
     /// Words: start and end frame of each extent that stays in use, the new image's included.
     Kept = 3,
-    /// Words: Xen's version, VMMCALL used, entry kind of generation 1, a UART is there.
+    /// Words: Xen's version, VMMCALL used, an HVM machine's devices are there.
     Platform = 4,
     /// Words: shared_info's frame, the hole's frame or 0, carve range (start, end), frames used.
     SharedInfo = 5,
@@ -40,7 +42,7 @@ pub enum Kind {
     Modules = 10,
     /// Words: bytes for XSAVE, XCR0, x2APIC.
     Features = 11,
-    /// Words: first frame of the park block, its length, the SIPI frame, version of the layout.
+    /// Words: start and end frame of the park block, the SIPI frame, version of the layout.
     Park = 12,
     /// Words: root of the page tables after commit, frames of the pool in use, the vCPU that
     /// runs the trial.
@@ -51,6 +53,8 @@ pub enum Kind {
     Handover = 15,
     /// Words: address of the RSDP or 0.
     Rsdp = 16,
+    /// Words: the id of Xen's watchdog, to be switched off after the commit.
+    Watchdog = 18,
     /// Bytes: a fault to inject; only test builds write it or look at it.
     Test = 17,
 }
@@ -151,11 +155,11 @@ impl<'a> Writer<'a> {
     /// No room.
     pub fn finish(self) -> Result<(), NoRoom> {
         let len = u32::try_from(self.len).map_err(|_| NoRoom)?;
-        let digest = Sha256::digest(self.bytes.get(HEADER..self.len).ok_or(NoRoom)?);
+        let digest = DIGEST.checksum(self.bytes.get(HEADER..self.len).ok_or(NoRoom)?);
         self.bytes[..8].copy_from_slice(&MAGIC);
         self.bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         self.bytes[12..16].copy_from_slice(&len.to_le_bytes());
-        self.bytes[16..48].copy_from_slice(&digest);
+        self.bytes[16..24].copy_from_slice(&digest.to_le_bytes());
         Ok(())
     }
 }
@@ -185,7 +189,7 @@ impl<'a> Record<'a> {
         let entries = bytes
             .get(HEADER..word(12) as usize)
             .ok_or(RecordError::Length)?;
-        if Sha256::digest(entries)[..] != header[16..48] {
+        if DIGEST.checksum(entries).to_le_bytes() != header[16..24] {
             return Err(RecordError::Digest);
         }
         Ok(Self { entries })

@@ -26,6 +26,8 @@ const RECORD_FRAMES: u64 = 2;
 const TRIAL_TABLES: u64 = 32;
 /// How long all vCPUs may take to park, in ns.
 const QUIESCE_LIMIT_NS: u64 = 2_000_000_000;
+/// Longest limit of a trial, in ns: an hour.
+const TRIAL_LIMIT_MAX_NS: u64 = 3_600_000_000_000;
 /// Seconds after which Xen's watchdog ends a domain whose only vCPU hangs in a trial.
 const WATCHDOG_SECONDS: u32 = 15;
 
@@ -254,6 +256,10 @@ impl Copied {
         if bundle.header.abi.common(&boot::ABI).is_none() {
             return Err(ReplaceError::Abi);
         }
+        let frames = bundle.header.min_memory.div_ceil(PAGE_SIZE);
+        if frames > boot::machine().ram.frames() {
+            return Err(ReplaceError::NoMemory { frames });
+        }
         Ok(Verified { image })
     }
 }
@@ -391,7 +397,29 @@ struct Prepared {
     vcpus: u32,
     /// shared_info has to move from this frame.
     hole: Option<Gfn>,
-    watchdog: Option<u32>,
+    _watchdog: Watchdog,
+}
+
+/// Xen's watchdog, armed in a domain whose only vCPU nobody else can take back; off when dropped.
+struct Watchdog(Option<u32>);
+
+impl Watchdog {
+    fn arm(token: Committed, vcpus: u32, limit_ns: u64) -> Self {
+        let seconds = WATCHDOG_SECONDS.max((limit_ns / 1_000_000_000) as u32 + 1);
+        Self(
+            (vcpus == 1)
+                .then(|| hypercall::watchdog(token, 0, seconds).ok())
+                .flatten(),
+        )
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if let (Some(id), Some(token)) = (self.0, Committed::get()) {
+            let _ = hypercall::watchdog(token, id, 0);
+        }
+    }
 }
 
 impl Loaded {
@@ -405,8 +433,9 @@ impl Loaded {
             Home::Ram(gfn) if !options.faults().skip_relocation => Some(gfn),
             _ => None,
         };
-        self.write_record(options, &park, hole, vcpus)?;
-        let limit_ns = options.trial_limit_ns;
+        let limit_ns = options.trial_limit_ns.min(TRIAL_LIMIT_MAX_NS);
+        let watchdog = Watchdog::arm(token, vcpus, limit_ns);
+        self.write_record(options, &park, hole, vcpus, &watchdog)?;
         let test = if options.faults().lose_nmi {
             park::test::NO_NMI
         } else {
@@ -415,31 +444,23 @@ impl Loaded {
         let port = boot::ports().map(|p| p.park).ok_or(ReplaceError::NoApic)?;
         events::clear_pending(token, port);
         let watch_ns = shared_info::now().saturating_add(limit_ns);
-        park.arm(
-            token,
-            Plan {
-                vcpus,
-                port,
-                limit_ns,
-                watch_ns,
-                test,
-            },
-        )
-        .map_err(|e| match e {
+        let plan = Plan {
+            vcpus,
+            port,
+            limit_ns,
+            watch_ns,
+            test,
+        };
+        park.arm(token, plan).map_err(|e| match e {
             ArmError::Busy => ReplaceError::Busy,
             ArmError::NoTable => ReplaceError::TooMuch("page tables"),
         })?;
-        // A hang of the only vCPU can be ended by nobody but Xen.
-        let seconds = WATCHDOG_SECONDS.max((limit_ns / 1_000_000_000) as u32 + 1);
-        let watchdog = (vcpus == 1)
-            .then(|| hypercall::watchdog(token, 0, seconds).ok())
-            .flatten();
         Ok(Prepared {
             loaded: self,
             park,
             vcpus,
             hole,
-            watchdog,
+            _watchdog: watchdog,
         })
     }
 
@@ -449,7 +470,10 @@ impl Loaded {
         park: &Park,
         hole: Option<Gfn>,
         vcpus: u32,
+        watchdog: &Watchdog,
     ) -> Result<(), ReplaceError> {
+        // A hole that Xen would not refill stays one, and the next image tries again.
+        let hole = hole.or_else(boot::open_hole);
         let machine = boot::machine();
         let modules = boot::modules();
         let cmdline = match &options.args {
@@ -549,6 +573,9 @@ impl Loaded {
         if options.faults().early_fault {
             w.bytes(Kind::Test, b"early-fault")?;
         }
+        if let Some(id) = watchdog.0 {
+            w.words(Kind::Watchdog, [u64::from(id)].into_iter())?;
+        }
         w.words(Kind::Rsdp, [machine.rsdp.unwrap_or(0)].into_iter())?;
         core::mem::replace(w, Writer::new(&mut [])).finish()?;
         Ok(())
@@ -577,6 +604,7 @@ impl Prepared {
             before,
         };
         if vcpus > 1 {
+            quiesced.prepared.park.hold(token);
             apic::park_others(token);
             let park = &quiesced.prepared.park;
             while park.parked(token) + 1 < vcpus {
@@ -606,14 +634,6 @@ impl Drop for Quiesced {
         }
         if self.interrupts {
             x86_64::instructions::interrupts::enable();
-        }
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        if let (Some(id), Some(token)) = (self.watchdog, Committed::get()) {
-            let _ = hypercall::watchdog(token, id, 0);
         }
     }
 }
@@ -694,9 +714,17 @@ impl Relocated {
         let p = &self.quiesced.prepared;
         let base = p.loaded.memory.0.addr().as_u64();
         let reason = match ended {
+            Ended::Hung { rip: 0 } => {
+                String::from("hang: no commit within the time limit; ended by INIT")
+            }
             Ended::Hung { rip } => alloc::format!(
                 "hang: no commit within the time limit, at image_offset={:#x}",
                 rip.wrapping_sub(base)
+            ),
+            Ended::Fault {
+                vector: GIVE_UP, ..
+            } if p.park.reason().is_empty() => String::from(
+                "it could not read the handover: it speaks another version of record or park pages",
             ),
             Ended::Fault {
                 vector: GIVE_UP, ..

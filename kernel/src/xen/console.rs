@@ -2,7 +2,7 @@
 //! UART before it is up and in a panic (HVM), the park pages' buffer in a trial.
 //!
 //! Output never blocks for good: when the backend does not make room within [`PATIENCE_NS`], the
-//! rest of the line is dropped and counted.
+//! rest of the line is dropped.
 
 use crate::devices::uart;
 use crate::memory::Gfn;
@@ -10,7 +10,7 @@ use crate::replace::trial;
 use crate::xen::hypercall::{self, Port};
 use crate::xen::{Committed, shared_info};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 use hermit_sync::InterruptTicketMutex;
 
 /// How long a writer waits for room, in ns.
@@ -41,8 +41,6 @@ pub struct Console {
 }
 
 static CONSOLE: InterruptTicketMutex<Option<Console>> = InterruptTicketMutex::new(None);
-/// Bytes that found no room.
-static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 impl Console {
     /// Asks Xen where the ring is.
@@ -87,7 +85,6 @@ impl Console {
             if room == 0 {
                 let now = shared_info::now();
                 if now > *deadline.get_or_insert(now + PATIENCE_NS) {
-                    DROPPED.fetch_add(rest.len() as u64, Ordering::Relaxed);
                     break;
                 }
                 let _ = hypercall::send(token, self.port);
@@ -108,6 +105,7 @@ impl Console {
                 (*ring).out_prod.store(prod, Ordering::Release);
             }
             rest = later;
+            deadline = None;
         }
         let _ = hypercall::send(token, self.port);
     }

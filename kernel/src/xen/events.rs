@@ -75,13 +75,6 @@ impl Ports {
     }
 }
 
-/// Whether a port's event is pending.
-pub fn is_pending(port: Port) -> bool {
-    shared_info::get()
-        .and_then(|si| si.evtchn_pending.get(port.0 as usize / 64))
-        .is_some_and(|w| w.load(Ordering::Acquire) >> (port.0 % 64) & 1 == 1)
-}
-
 /// Clears a port's pending bit.
 pub fn clear_pending(_: Committed, port: Port) {
     if let Some(word) =

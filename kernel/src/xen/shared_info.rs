@@ -160,6 +160,12 @@ pub fn now() -> u64 {
     MONOTONIC.clamp(info.map_or(0, |i| i.system_time_at(rdtsc())))
 }
 
+/// System time as this vCPU's clock has it, not made monotonic, in ns: for tests, which could not
+/// see a clock that went backward behind [`now`].
+pub fn unclamped() -> u64 {
+    time_info(percpu::this().vcpu()).map_or(0, |i| i.system_time_at(rdtsc()))
+}
+
 /// Whether the clock can be used: its scale is set.
 pub fn clock_works() -> bool {
     time_info(percpu::this().vcpu()).is_some_and(|i| i.tsc_to_system_mul != 0)
@@ -194,14 +200,18 @@ pub fn elapsed_since(tsc: u64) -> u64 {
 
 /// Wall clock time now: seconds and ns since 1970 (UTC).
 pub fn wall_clock() -> (u64, u32) {
-    let Some(si) = get() else { return (0, 0) };
     let base = loop {
+        let home = ADDR.load(Ordering::Acquire);
+        let Some(si) = get() else { return (0, 0) };
         let version = si.wc_version.load(Ordering::Acquire);
         let sec = u64::from(si.wc_sec.load(Ordering::Relaxed))
             | u64::from(si.wc_sec_hi.load(Ordering::Relaxed)) << 32;
         let nsec = si.wc_nsec.load(Ordering::Relaxed);
         core::sync::atomic::fence(Ordering::Acquire);
-        if version & 1 == 0 && si.wc_version.load(Ordering::Relaxed) == version {
+        if version & 1 == 0
+            && si.wc_version.load(Ordering::Relaxed) == version
+            && ADDR.load(Ordering::Relaxed) == home
+        {
             break u128::from(sec) * 1_000_000_000 + u128::from(nsec);
         }
         core::hint::spin_loop();

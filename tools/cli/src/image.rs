@@ -10,7 +10,9 @@ use std::process::ExitCode;
 ///
 /// Writes NAME.img (for `xl`, type hvm), NAME.elf (type pvh) and NAME.bundle (for upgrades).
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  segue image --elf target/x86_64-unknown-hermit/image/hello \\\n      --name hello --version 0.1.0 --out target/images")]
+#[command(
+    after_help = "Example:\n  segue image --elf target/x86_64-unknown-hermit/image/hello \\\n      --name hello --version 0.1.0 --out target/images"
+)]
 pub struct Arguments {
     /// The linked app.
     #[arg(long)]
@@ -28,12 +30,23 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Some(name) = Name::new(&arguments.name) else {
-        bail!("'{}' is no image name: a-z, 0-9 and '-', at most 31 characters", arguments.name);
+        bail!(
+            "'{}' is no image name: a-z, 0-9 and '-', at most 31 characters",
+            arguments.name
+        );
     };
     let Some(version) = Version::new(&arguments.version) else {
-        bail!("'{}' is no version: at most 31 visible ASCII characters", arguments.version);
+        bail!(
+            "'{}' is no version: at most 31 visible ASCII characters",
+            arguments.version
+        );
     };
-    let options = Options { elf: arguments.elf, name, version, out_dir: arguments.out };
+    let options = Options {
+        elf: arguments.elf,
+        name,
+        version,
+        out_dir: arguments.out,
+    };
     let report = build(&options).context("the image was not built")?;
     print(&report);
     Ok(ExitCode::SUCCESS)
@@ -44,5 +57,8 @@ pub fn print(report: &Report) {
     for output in [&report.img, &report.elf, &report.bundle] {
         println!("{:>9} bytes  {}", output.len, output.path.display());
     }
-    println!("{:>9} bytes  in memory, without stacks and heap", report.span);
+    println!(
+        "{:>9} bytes  in memory, without stacks and heap",
+        report.span
+    );
 }

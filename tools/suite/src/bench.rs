@@ -109,7 +109,11 @@ pub fn run(quick: bool) -> Result<ExitCode> {
         "bench: {} figures in {RESULTS}, {} with a goal, missed: {}; {:.0} s",
         rows.len(),
         rows.iter().filter(|row| row.goal.is_some()).count(),
-        if missed.is_empty() { "none".to_owned() } else { missed.join(", ") },
+        if missed.is_empty() {
+            "none".to_owned()
+        } else {
+            missed.join(", ")
+        },
         begin.elapsed().as_secs_f64()
     );
     Ok(ExitCode::SUCCESS)
@@ -199,7 +203,11 @@ fn blackout(bench: &Bench) -> Result<Vec<Row>> {
     ] {
         let value = max(&of_switches(&run, key)?);
         let row = Row::new("switch", name, value, "count").runs(runs);
-        rows.push(if key == "p2m_updates" { row.at_most(0.0) } else { row });
+        rows.push(if key == "p2m_updates" {
+            row.at_most(0.0)
+        } else {
+            row
+        });
     }
     Ok(rows)
 }
@@ -208,7 +216,11 @@ fn moved(bench: &Bench) -> Result<Vec<Row>> {
     let run = bench.clock(2, "ram", 3)?;
     let updates: f64 = of_switches(&run, "p2m_updates")?.iter().sum();
     let name = "p2m updates, shared_info in RAM, all switches together";
-    Ok(vec![Row::new("switch", name, updates, "count").runs(3).at_most(1.0)])
+    Ok(vec![
+        Row::new("switch", name, updates, "count")
+            .runs(3)
+            .at_most(1.0),
+    ])
 }
 
 fn vcpus(bench: &Bench) -> Result<Vec<Row>> {
@@ -219,7 +231,10 @@ fn vcpus(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 fn max_hypercalls(bench: &Bench, vcpus: u32) -> Result<f64> {
-    Ok(max(&of_switches(&bench.clock(vcpus, "mmio", 10)?, "hypercalls")?))
+    Ok(max(&of_switches(
+        &bench.clock(vcpus, "mmio", 10)?,
+        "hypercalls",
+    )?))
 }
 
 fn padded(bench: &Bench) -> Result<Vec<Row>> {
@@ -253,8 +268,17 @@ fn padded(bench: &Bench) -> Result<Vec<Row>> {
             .runs(padded.len())
     };
     Ok(vec![
-        row("blackout with 32 MiB padding, p50", half(&padded), half(&plain)).at_most(1.1),
-        row("blackout with 32 MiB padding, least", least(&padded), least(&plain)),
+        row(
+            "blackout with 32 MiB padding, p50",
+            half(&padded),
+            half(&plain),
+        )
+        .at_most(1.1),
+        row(
+            "blackout with 32 MiB padding, least",
+            least(&padded),
+            least(&plain),
+        ),
     ])
 }
 
@@ -270,7 +294,11 @@ fn start(bench: &Bench) -> Result<Vec<Row>> {
         }
         let name = format!("entry to main, {kind}, 2 vCPUs, 64 MiB, p50");
         let row = Row::new("start", name, quantile(&times, 0.5), "ms").runs(count);
-        rows.push(if kind == Kind::Hvm { row.at_most(60.0) } else { row });
+        rows.push(if kind == Kind::Hvm {
+            row.at_most(60.0)
+        } else {
+            row
+        });
         let least = least_mib(&bench.xen, &bench.images, kind)?;
         let name = format!("least memory that boots hello, {kind}");
         rows.push(Row::new("start", name, least as f64, "MiB"));
@@ -295,7 +323,11 @@ fn table(rows: &[Row]) -> Table {
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header(["what", "Segue", "unit", "peer", "ratio", "goal", "met"]);
     let number = |value: f64| {
-        if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+        if value.fract() == 0.0 {
+            format!("{value:.0}")
+        } else {
+            format!("{value:.2}")
+        }
     };
     for row in rows {
         table.add_row([
@@ -306,9 +338,13 @@ fn table(rows: &[Row]) -> Table {
                 (Some(value), Some(name)) => format!("{} ({name})", number(value)),
                 _ => String::new(),
             },
-            row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}×")),
-            row.goal.map_or(String::new(), |goal| format!("≤ {}", number(goal))),
-            row.met.map_or("", |met| if met { "yes" } else { "NO" }).to_owned(),
+            row.ratio
+                .map_or(String::new(), |ratio| format!("{ratio:.2}×")),
+            row.goal
+                .map_or(String::new(), |goal| format!("≤ {}", number(goal))),
+            row.met
+                .map_or("", |met| if met { "yes" } else { "NO" })
+                .to_owned(),
         ]);
     }
     for column in [1, 4, 5] {

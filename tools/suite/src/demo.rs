@@ -41,11 +41,11 @@ What comes, in under three minutes:
             "segue.shared_info=ram -- --every 300 --ticks 2 --until {UNTIL}"
         ))
         .start(&xen)?
-        .to_end(|line| show(line))?;
+        .finish(show)?;
     clock.ended(EndReason::PowerOff)?;
 
     println!("\n2. Bad bundles");
-    let refused = until(&xen, &images, "--bundles", "bundle=", 4)?;
+    let refused = until(&xen, &images, "--bundles", "bundle=", 5)?;
     println!("\n3. Images that fail on trial");
     let resumed = until(&xen, &images, "--trials", "trial=spin ", 1)?;
 
@@ -82,7 +82,9 @@ fn until(xen: &Xen, images: &Images, argument: &str, wanted: &str, times: usize)
         .start(xen)?;
     let (mut good, mut found) = (0, 0);
     while found < times {
-        let Some(line) = domain.next_line()? else { break };
+        let Some(line) = domain.next_line()? else {
+            break;
+        };
         show(&line);
         if let Some(text) = line.text.strip_prefix("gauntlet: ") {
             found += usize::from(text.starts_with(wanted));
@@ -91,17 +93,17 @@ fn until(xen: &Xen, images: &Images, argument: &str, wanted: &str, times: usize)
         }
     }
     domain.stop()?;
-    ensure!(found == times && good >= times, "the domain did not do what it should");
+    ensure!(
+        found == times && good >= times,
+        "the domain did not do what it should"
+    );
     Ok(good)
 }
 
 /// Prints a console line with the time since the domain was let run.
 fn show(line: &Line) {
-    const WIDTH: usize = 150;
-    let text = match (Event { text: &line.text }).text.strip_prefix("segue: switch ") {
-        Some(_) => switch(Event { text: &line.text }).unwrap_or_else(|_| line.text.clone()),
-        None => line.text.clone(),
-    };
+    const WIDTH: usize = 120;
+    let text = shortened(&line.text).unwrap_or_else(|| line.text.clone());
     let mut short: String = text.chars().take(WIDTH).collect();
     if short.len() < text.len() {
         short.push('…');
@@ -109,21 +111,27 @@ fn show(line: &Line) {
     println!("  {:8.3} s │ {short}", line.at.as_secs_f64());
 }
 
-/// A switch line, made short: its parts come in the table.
-fn switch(event: Event) -> Result<String> {
-    Ok(format!(
-        "segue: switch from={} to={} blackout_us={} … image={}",
-        event.get("from")?,
-        event.get("to")?,
-        event.get("blackout_us")?,
-        event.get("image")?
-    ))
+/// A line without what is shown elsewhere.
+fn shortened(text: &str) -> Option<String> {
+    let (head, tail) = if text.starts_with("segue: switch ") {
+        // The parts come in the table.
+        (text.find(" quiesce_us=")?, text.find(" image=")?)
+    } else if text.starts_with("gauntlet: trial=") {
+        // The reason stands in the line before.
+        (text.find(" reason=")?, text.find(" loops=")?)
+    } else if text.starts_with("gauntlet: bundle=") {
+        // The message says it in words.
+        (text.find(" error=")?, text.find(" outcome=")?)
+    } else {
+        return None;
+    };
+    Some(format!("{} …{}", text.get(..head)?, text.get(tail..)?))
 }
 
-fn table(header: &[&str]) -> Table {
+fn table<T: ToString>(header: &[T]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(header);
+    table.set_header(header.iter().map(ToString::to_string));
     table
 }
 
@@ -134,32 +142,34 @@ fn align(table: &mut Table, from: usize) {
     }
 }
 
-/// The table of switches; returns their number.
+/// The table of switches, one a column; returns their number.
 fn switches(run: &Run) -> Result<usize> {
-    let mut header = vec!["switch", "to image", "blackout"];
-    header.extend(PARTS);
-    header.extend(["p2m updates", "hypercalls", "exits"]);
-    let mut table = table(&header);
-    let mut count = 0;
-    for event in run.events("segue: switch ") {
-        let mut row = vec![
-            format!("{} → {}", event.get("from")?, event.get("to")?),
-            event.get("image")?.to_owned(),
-            ms(event, "blackout")?,
-        ];
-        for part in PARTS {
-            row.push(ms(event, part)?);
+    let events: Vec<Event> = run.events("segue: switch ").collect();
+    let count = events.len();
+    ensure!(count as u64 + 1 == UNTIL, "{count} switches");
+    let mut header = vec!["switch".to_owned()];
+    let mut rows = vec![vec!["to image".to_owned()], vec!["blackout".to_owned()]];
+    rows.extend(PARTS.map(|part| vec![format!("  {part}")]));
+    let counts = ["p2m_updates", "hypercalls", "exits"];
+    rows.extend(counts.map(|key| vec![key.replace('_', " ")]));
+    for event in events {
+        header.push(format!("{} → {}", event.get("from")?, event.get("to")?));
+        let mut cells = vec![event.get("image")?.to_owned()];
+        for part in ["blackout"].into_iter().chain(PARTS) {
+            cells.push(ms(event, part)?);
         }
-        for key in ["p2m_updates", "hypercalls", "exits"] {
-            row.push(event.get(key)?.to_owned());
+        for key in counts {
+            cells.push(event.get(key)?.to_owned());
         }
-        table.add_row(row);
-        count += 1;
+        for (row, cell) in rows.iter_mut().zip(cells) {
+            row.push(cell);
+        }
     }
-    align(&mut table, 2);
-    println!("Blackout and its parts in ms of emulated time\n{table}\n");
-    ensure!(count + 1 == UNTIL, "{count} switches");
-    Ok(count as usize)
+    let mut table = table(&header);
+    table.add_rows(rows);
+    align(&mut table, 1);
+    println!("Blackout and its parts, ms of emulated time; what Xen had to do\n{table}\n");
+    Ok(count)
 }
 
 fn ms(event: Event, part: &str) -> Result<String> {
@@ -178,7 +188,9 @@ fn clocks(run: &Run) -> Result<()> {
     for pair in ticks.windows(2) {
         let (before, after) = (pair[0], pair[1]);
         let (from, to) = (generation(&before), generation(&after));
-        let (Some(from), Some(to)) = (from, to) else { continue };
+        let (Some(from), Some(to)) = (from, to) else {
+            continue;
+        };
         if from == to {
             continue;
         }

@@ -201,7 +201,7 @@ impl Guest {
 
     /// Runs it to its end.
     pub fn run(&self, xen: &Xen) -> Result<Run> {
-        self.start(xen)?.to_end(|_| ())
+        self.start(xen)?.finish(|_| ())
     }
 }
 
@@ -241,7 +241,7 @@ impl Running<'_> {
     }
 
     /// Follows it to its end.
-    pub fn to_end(mut self, mut each: impl FnMut(&Line)) -> Result<Run> {
+    pub fn finish(mut self, mut each: impl FnMut(&Line)) -> Result<Run> {
         let limit = self.patience * LIMIT;
         let start = Instant::now();
         while let Some(line) = self.next_line()? {
@@ -283,7 +283,10 @@ impl Run {
     }
 
     /// The lines that begin so, as events.
-    pub fn events<'a, 'b>(&'a self, start: &'b str) -> impl Iterator<Item = Event<'a>> + use<'a, 'b> {
+    pub fn events<'a, 'b>(
+        &'a self,
+        start: &'b str,
+    ) -> impl Iterator<Item = Event<'a>> + use<'a, 'b> {
         events(&self.lines, start)
     }
 
@@ -299,7 +302,11 @@ impl Run {
 
     /// A condition; if it fails, the last lines are shown too.
     pub fn check(&self, good: bool, what: impl FnOnce() -> String) -> Result<()> {
-        if good { Ok(()) } else { Err(self.failure(&what())) }
+        if good {
+            Ok(())
+        } else {
+            Err(self.failure(&what()))
+        }
     }
 
     fn failure(&self, what: &str) -> anyhow::Error {
@@ -351,8 +358,7 @@ impl<'a> Event<'a> {
         let missing = || format!("no {key}= in the line: {}", self.text);
         let found = self.text.match_indices(key).find(|(at, _)| {
             let before = self.text[..*at].chars().next_back();
-            before.is_none_or(char::is_whitespace)
-                && self.text[at + key.len()..].starts_with('=')
+            before.is_none_or(char::is_whitespace) && self.text[at + key.len()..].starts_with('=')
         });
         let (at, _) = found.with_context(missing)?;
         let value = &self.text[at + key.len() + 1..];

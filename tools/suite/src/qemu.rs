@@ -37,9 +37,7 @@ pub fn console(kernel: &Path, until: &str, limit: Duration) -> Result<String> {
     let start = Instant::now();
     loop {
         let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        let complete = text
-            .find(until)
-            .is_some_and(|at| text[at..].contains('\n'));
+        let complete = text.find(until).is_some_and(|at| text[at..].contains('\n'));
         if complete || start.elapsed() > limit {
             return Ok(text);
         }

@@ -47,7 +47,9 @@ impl Shared {
 
     /// Runs a test, and lets it be seen that it runs.
     fn watch(&self, case: &Case) -> Result<()> {
-        self.progress().running.push((case.name.clone(), Instant::now()));
+        self.progress()
+            .running
+            .push((case.name.clone(), Instant::now()));
         let result = (case.body)(self);
         let mut progress = self.progress();
         progress.running.retain(|(name, _)| *name != case.name);
@@ -87,10 +89,7 @@ struct Case {
     body: Body,
 }
 
-fn case(
-    name: impl Into<String>,
-    body: impl Fn(&Shared) -> Result<()> + Send + 'static,
-) -> Case {
+fn case(name: impl Into<String>, body: impl Fn(&Shared) -> Result<()> + Send + 'static) -> Case {
     Case {
         name: name.into(),
         mib: 64,
@@ -198,7 +197,9 @@ fn cases() -> Vec<Case> {
         }
         all.push(Case {
             mib: 512,
-            ..case(format!("boot::{kind}_512_mib"), move |s| boot(s, kind, 2, 512))
+            ..case(format!("boot::{kind}_512_mib"), move |s| {
+                boot(s, kind, 2, 512)
+            })
         });
         all.push(Case {
             mib: 5120,
@@ -211,7 +212,10 @@ fn cases() -> Vec<Case> {
         }
     }
     all.extend([
-        case("switch::hypercalls_are_the_same_for_2_and_8_vcpus", hypercalls),
+        case(
+            "switch::hypercalls_are_the_same_for_2_and_8_vcpus",
+            hypercalls,
+        ),
         case("start::least_memory", least_memory),
         case("start::too_little_memory", too_little_memory),
         case("start::too_many_vcpus", too_many_vcpus),
@@ -261,7 +265,9 @@ fn all_memory(s: &Shared, kind: Kind) -> Result<()> {
     run.explain(memory.is("outcome", "ok"))?;
     let high = run.explain(memory.number("high_frames"))?;
     // 5 GiB less what fits below 4 GiB, which Xen's devices and the PVH hole cut short.
-    run.check(high > (1 << 30 >> 12), || format!("only {high} frames above 4 GiB"))?;
+    run.check(high > (1 << 30 >> 12), || {
+        format!("only {high} frames above 4 GiB")
+    })?;
     powered_off(&run)
 }
 
@@ -317,13 +323,7 @@ fn clock(
     Ok(run)
 }
 
-fn checked_switches(
-    s: &Shared,
-    run: &Run,
-    vcpus: u32,
-    home: Home,
-    until: u64,
-) -> Result<Vec<u64>> {
+fn checked_switches(s: &Shared, run: &Run, vcpus: u32, home: Home, until: u64) -> Result<Vec<u64>> {
     let images = [&s.images.clock, &s.images.clock_next];
     let mut hypercalls = Vec::new();
     let mut from = 1;
@@ -409,7 +409,9 @@ fn sentinel(s: &Shared, kind: Kind, vcpus: u32, relocated: bool) -> Result<()> {
     run.explain(readers.is("bad", 0))?;
     let result = run.one("sentinel: result=")?;
     let frames = run.explain(result.number("frames"))?;
-    run.check(frames > 10_000, || format!("only {frames} frames were filled"))?;
+    run.check(frames > 10_000, || {
+        format!("only {frames} frames were filled")
+    })?;
     if relocated {
         run.explain(result.is("result", "clean"))?;
         powered_off(&run)
@@ -454,7 +456,10 @@ fn bundles(s: &Shared, kind: Kind) -> Result<()> {
         count += 1;
     }
     let done = run.one("gauntlet: done ")?;
-    run.explain(done.is("failed", 0).and_then(|()| done.is("bundles", count)))?;
+    run.explain(
+        done.is("failed", 0)
+            .and_then(|()| done.is("bundles", count)),
+    )?;
     run.check(count >= 40, || format!("only {count} bad bundles"))?;
     powered_off(&run)
 }
@@ -496,7 +501,9 @@ fn faults(s: &Shared, kind: Kind, (fault, name): (&str, &str)) -> Result<()> {
 fn least_memory(s: &Shared) -> Result<()> {
     for kind in Kind::ALL {
         let least = least_mib(&s.xen, &s.images, kind)?;
-        s.note(format!("least memory that boots hello as {kind}: {least} MiB"));
+        s.note(format!(
+            "least memory that boots hello as {kind}: {least} MiB"
+        ));
         ensure!(least <= 8, "{kind}: {least} MiB");
     }
     Ok(())
@@ -526,7 +533,9 @@ fn start_failed(run: &Run, why: &str) -> Result<()> {
 
 fn too_little_memory(s: &Shared) -> Result<()> {
     // Each vCPU takes stacks.
-    let run = Guest::new(&s.images.hello, Kind::Hvm, 32).memory(3).run(&s.xen)?;
+    let run = Guest::new(&s.images.hello, Kind::Hvm, 32)
+        .memory(3)
+        .run(&s.xen)?;
     start_failed(&run, "too little memory")
 }
 
