@@ -50,28 +50,33 @@ setup: target/.setup ## Install what building and the lab need (once)
 
 # Once for each version of the toolchain, of this file and of the lab's list of packages.
 target/.setup: rust-toolchain.toml Makefile tools/lab/src/setup.rs
-	@command -v rustup >/dev/null || {
-		echo 'setup: rustup is missing: see https://rustup.rs, or as root on Debian: apt-get install rustup' >&2
+	@version=$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+	cannot() {
+		echo "setup: $$1" >&2
+		echo "setup: Segue needs Rust $$version with rust-src, rustfmt and clippy. Either" >&2
+		echo "    rustup toolchain install $$version --profile minimal -c rust-src -c rustfmt -c clippy" >&2
+		echo "(rustup itself: https://rustup.rs), or, on Debian, as root, its newer one:" >&2
+		echo "    apt-get install rustc-web cargo-web rust-web-src" >&2
 		exit 1
 	}
-	version=$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-	rustup toolchain list | grep -q "^$$version-" || {
-		echo "setup: installing Rust $$version"
-		rustup toolchain install "$$version" --profile minimal || {
-			echo "setup: Rust $$version cannot be installed; the command was:" >&2
-			echo "    rustup toolchain install $$version --profile minimal" >&2
-			exit 1
+	if command -v rustup >/dev/null; then
+		# Not by rustup's automatic installation, which may be switched off.
+		rustup toolchain list | grep "^$$version-" >/dev/null || {
+			echo "setup: installing Rust $$version"
+			rustup toolchain install "$$version" --profile minimal || cannot "Rust $$version cannot be had"
 		}
-	}
-	for component in rust-src rustfmt clippy; do
-		rustup component list --toolchain "$$version" --installed | grep -q "^$$component" && continue
-		echo "setup: adding $$component to Rust $$version"
-		rustup component add "$$component" --toolchain "$$version" || {
-			echo "setup: $$component cannot be had; the command was:" >&2
-			echo "    rustup component add $$component --toolchain $$version" >&2
-			exit 1
-		}
-	done
+		installed=$$(rustup component list --toolchain "$$version" --installed)
+		for component in rust-src rustfmt clippy; do
+			grep "^$$component" <<<"$$installed" >/dev/null || {
+				echo "setup: adding $$component to Rust $$version"
+				rustup component add "$$component" --toolchain "$$version" || cannot "$$component cannot be had"
+			}
+		done
+	elif command -v cargo >/dev/null && [ -d "$$(rustc --print sysroot)/lib/rustlib/src/rust/library/std" ]; then
+		echo "setup: no rustup; using $$(rustc --version)"
+	else
+		cannot 'there is neither rustup nor a Rust with the sources of its library'
+	fi
 	command -v cc >/dev/null || {
 		[ "$$(id -u)" = 0 ] || {
 			echo 'setup: a C compiler (to link host programs) is missing; as root: apt-get install gcc libc6-dev' >&2
@@ -138,7 +143,7 @@ lint: setup ## Format, clippy and documentation, for the host and for images
 	RUSTC_BOOTSTRAP=1 cargo clippy $(for_image) $(image_packages) -- -D warnings
 	echo 'make lint: documentation'
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(host_packages) --exclude segue-kernel
-	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings --document-private-items' cargo doc --no-deps $(for_image) -p segue-kernel
+	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --no-deps $(for_image) -p segue-kernel
 	RUSTC_BOOTSTRAP=1 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(for_image) -p segue
 
 .PHONY: clean

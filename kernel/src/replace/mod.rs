@@ -5,10 +5,10 @@
 //!
 //! | step | what holds after it | its undo |
 //! |---|---|---|
-//! | [`Verified`](switch::Verified) | a private copy of the bundle is sound; nothing has stopped | free the copy |
-//! | [`Loaded`](switch::Loaded) | the new image stands in free frames, relocated, with its page tables | free the frames |
-//! | [`Prepared`](switch::Prepared) | the record is written, the park pages are armed | free the record |
-//! | [`Quiesced`](switch::Quiesced) | every other vCPU is parked, interrupts are off | let them go on |
+//! | `Verified` | a private copy of the bundle is sound; nothing has stopped | free the copy |
+//! | `Loaded` | the new image stands in free frames, relocated, with its page tables | free the frames |
+//! | `Prepared` | the record is written, the park pages are armed | free the record |
+//! | `Quiesced` | every other vCPU is parked, interrupts are off | let them go on |
 //! | relocate | shared_info is in a carved frame (I2, I6) | refill the hole |
 //! | jump, trial | the new image runs, on tables that show it nothing of ours (I5) | take the vCPU back |
 //! | commit | the new image has the domain; this code is gone | none |

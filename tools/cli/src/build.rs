@@ -39,7 +39,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     println!("{} {}:", ident.name, ident.version);
     crate::image::print(&report.files);
     for config in [&report.hvm_config, &report.pvh_config] {
-        println!("{:>15}  {}", "xl create -c", config.path.display());
+        println!("{:>15}  {}", "xl create", config.path.display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,15 +14,24 @@ pub enum Kind {
 /// The text of a configuration, see xl.cfg(5).
 #[must_use]
 pub fn config(kind: Kind, name: &str, version: &str, kernel: &Path, bundle: &Path) -> String {
-    let (file, kind, what) = match kind {
-        Kind::Hvm => (format!("{name}.cfg"), "hvm", "an HVM domain"),
-        Kind::Pvh => (format!("{name}.pvh.cfg"), "pvh", "a PVH domain"),
+    let (kind, what, start) = match kind {
+        // For HVM, xl takes the serial port for the console unless told otherwise.
+        Kind::Hvm => (
+            "hvm",
+            "an HVM domain",
+            format!("xl create {name}.cfg && xl console -t pv {name}"),
+        ),
+        Kind::Pvh => (
+            "pvh",
+            "a PVH domain",
+            format!("xl create -c {name}.pvh.cfg"),
+        ),
     };
     let (kernel, bundle) = (quote(kernel), quote(bundle));
     let mut text = format!(
         "\
 # {name} {version} as {what}. Start it on a Xen host as root:
-#     xl create -c {file}
+#     {start}
 # Written by `segue build`, which writes it anew each time: change a copy.
 
 name = \"{name}\"
@@ -34,7 +43,7 @@ kernel = {kernel}
 memory = 64
 vcpus = 1
 
-# Options of the runtime, then the app's own arguments.
+# Options of the runtime (segue.KEY=VALUE), two dashes, the app's own arguments.
 #cmdline = \"segue.log=info -- --an-argument\"
 
 # Bundles the app can replace itself by; several one after the other in one file.
@@ -55,7 +64,8 @@ on_watchdog = \"restart\"
     if kind == "hvm" {
         text.push_str(
             "
-# No screen. The serial port shows the first lines and a panic; the console is Xen's own.
+# No screen. The console is Xen's own (`xl console -t pv`); the serial port, which `xl create -c`
+# shows, has only what is said before that is found.
 vga = \"none\"
 nographic = 1
 serial = \"pty\"
