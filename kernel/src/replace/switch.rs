@@ -46,7 +46,8 @@ pub struct Options {
 /// What goes wrong on purpose.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Leave shared_info where it is and say nothing of it, as the seed's kernel did.
+    /// Leave shared_info where it is, in memory that the new image is told is free: what a kexec
+    /// does that knows nothing of it.
     pub skip_relocation: bool,
     /// Xen refuses to move shared_info.
     pub refuse_relocation: bool,
@@ -69,6 +70,15 @@ impl Options {
             refuse_relocation: false,
             lose_nmi: false,
             early_fault: false,
+        }
+    }
+
+    /// Where the new image will find shared_info.
+    fn new_home(&self) -> Gfn {
+        if self.faults().skip_relocation {
+            boot::home().gfn()
+        } else {
+            boot::machine().final_home()
         }
     }
 }
@@ -223,7 +233,7 @@ pub fn replace_image(
     let _turn = Turn::take()?;
     let copy = Copied::new(bundle)?;
     let verified = copy.verify()?;
-    let loaded = verified.load(token)?;
+    let loaded = verified.load(token, options)?;
     let prepared = loaded.prepare(token, options)?;
     let quiesced = prepared.quiesce(token)?;
     let relocated = quiesced.relocate(token, options)?;
@@ -287,7 +297,7 @@ impl Verified<'_> {
     /// Step 2, **load**. Before: a sound bundle, everybody runs. After: the image is in free
     /// frames at its final address, relocated, its unset data zeroed; two sets of page tables give
     /// each segment its permissions: one for the trial, one for after the commit.
-    fn load(self, token: Committed) -> Result<Loaded, ReplaceError> {
+    fn load(self, token: Committed, options: &Options) -> Result<Loaded, ReplaceError> {
         let map = boot::machine();
         let vcpus = smp::online();
         let segments = self.image.span() / PAGE_SIZE;
@@ -341,7 +351,8 @@ impl Verified<'_> {
             park_code: park.code(),
         };
         let space = vm::build_space(&mut pool, &around, parts.iter().copied(), &workspace)?;
-        let trial = trial_space(&mut trial_pool, park, &parts, &workspace, &handover)?;
+        let home = options.new_home();
+        let trial = trial_space(&mut trial_pool, park, &parts, &workspace, &handover, home)?;
         Ok(Loaded {
             memory,
             segments,
@@ -363,6 +374,7 @@ fn trial_space(
     parts: &[(Extent, Perms)],
     workspace: &Workspace,
     handover: &Frames,
+    home: Gfn,
 ) -> Result<AddressSpace, ReplaceError> {
     let space = AddressSpace::new(pool)?;
     space.map(pool, workspace.extent(), Perms::Write)?;
@@ -385,8 +397,7 @@ fn trial_space(
             space.map(pool, extent, Perms::Read)?;
         }
     }
-    let machine = boot::machine();
-    space.map(pool, machine.final_home().extent(), Perms::Read)?;
+    space.map(pool, home.extent(), Perms::Read)?;
     Ok(space)
 }
 
@@ -517,7 +528,7 @@ impl Loaded {
         let carve = machine.carve;
         let [start, end] = words(carve.range());
         let hole = hole.map_or(0, Gfn::as_u64);
-        let home = machine.final_home().as_u64();
+        let home = options.new_home().as_u64();
         w.words(
             Kind::SharedInfo,
             [home, hole, start, end, carve.used()].into_iter(),

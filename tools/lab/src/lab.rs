@@ -263,8 +263,11 @@ fn start_qemu(config: &LabConfig, image: &Image, run_dir: &Path, port: u16) -> R
     let dom0_mib = config.dom0_mib;
     // A comma in a value of QEMU's is written twice.
     let value = |path: PathBuf| path.display().to_string().replace(',', ",,");
+    // Credit has a run queue, and a lock, for each CPU. Credit2 has one for both: when this machine
+    // preempts one of the emulated CPUs, the other waits for that lock, for seconds on end with many
+    // vCPUs.
     let xen = format!(
-        "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=all/all noreboot=1 \
+        "console=com1 com1=115200,8n1 loglvl=info guest_loglvl=all/all noreboot=1 sched=credit \
          dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus={}",
         config.cpus.min(2)
     );
