@@ -149,7 +149,7 @@ impl Guest {
             },
             module: None,
             cmdline: String::new(),
-            alone: vcpus > 8,
+            alone: vcpus > 4,
         }
     }
 
