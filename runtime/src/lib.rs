@@ -83,19 +83,21 @@ pub struct Audit {
     pub ports: u32,
     /// Frames carved for what Xen writes.
     pub carved: u64,
+    /// Frames of RAM the domain has, by Xen's own word.
+    pub reservation: u64,
 }
 
 impl std::fmt::Display for Audit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "free_frames={} ports={} carved={}",
-            self.free_frames, self.ports, self.carved
+            "free_frames={} ports={} carved={} reservation={}",
+            self.free_frames, self.ports, self.carved, self.reservation
         )
     }
 }
 
-/// Counts what this image holds. `None` in a trial, which may not ask Xen.
+/// Counts what this image holds. `None` in a trial, which may not ask Xen, or if Xen won't say.
 #[must_use]
 pub fn audit() -> Option<Audit> {
     let token = kernel::xen::Committed::get()?;
@@ -103,6 +105,7 @@ pub fn audit() -> Option<Audit> {
         free_frames: free_frames(),
         ports: kernel::xen::events::bound_ports(token),
         carved: boot::machine().carve.used(),
+        reservation: kernel::xen::hypercall::current_reservation(token).ok()?,
     })
 }
 

@@ -1,8 +1,9 @@
 //! Tells Xen's time, and replaces itself by the bundles it was started with (ramdisk or PVH
 //! module), in turn, for ever. Arguments: `--every MS` between ticks, `--ticks N` before each
-//! switch, `--until GENERATION` to stop at.
+//! switch, `--until GENERATION` to stop at; `--ahead MS` sets the clock forward before each switch,
+//! so that the next image has a past to keep.
 
-use segue::kernel::xen::shared_info::unclamped;
+use segue::kernel::xen::shared_info::{self, unclamped};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,8 @@ static BACKWARD: AtomicU64 = AtomicU64::new(0);
 static SKEW: AtomicU64 = AtomicU64::new(0);
 /// More than that between CPUs, and a clock has stopped or was set back, in ns.
 const MAX_SKEW: u64 = 500_000_000;
+/// That, and what `--ahead` has set the clock forward.
+static ALLOWED: AtomicU64 = AtomicU64::new(0);
 /// vCPUs that have read the clock.
 static READ: AtomicU64 = AtomicU64::new(0);
 
@@ -20,11 +23,13 @@ fn main() {
     let every = Duration::from_millis(argument("--every").unwrap_or(1000));
     let ticks = argument("--ticks").unwrap_or(3);
     let until = argument("--until").unwrap_or(u64::MAX);
+    let ahead = argument("--ahead").unwrap_or(0);
     let since = argument("--since").unwrap_or(0);
     let backward = argument("--backward").unwrap_or(0);
     let (name, version) = segue::image();
     let generation = segue::generation();
 
+    ALLOWED.store(MAX_SKEW + ahead * 1_000_000 * generation, Ordering::Relaxed);
     // Every vCPU: not before the time that the image before passed on.
     let me = segue::vcpu::current();
     for vcpu in (0..segue::vcpus()).filter(|v| *v != me) {
@@ -43,7 +48,7 @@ fn main() {
             wall_clock()
         );
     }
-    if (generation == 2 || generation >= until)
+    if (generation <= 2 || generation >= until)
         && let Some(audit) = segue::audit()
     {
         let skew = SKEW.load(Ordering::Relaxed) / 1000;
@@ -59,8 +64,11 @@ fn main() {
         println!("{name} {version} came with no other version to go to");
         return;
     };
+    if ahead > 0 {
+        shared_info::continue_after(segue::system_time() + ahead * 1_000_000);
+    }
     let args = format!(
-        "--every {} --ticks {ticks} --until {until} --backward {backward} --since {}",
+        "--every {} --ticks {ticks} --until {until} --ahead {ahead} --backward {backward} --since {}",
         every.as_millis(),
         segue::system_time()
     );
@@ -76,7 +84,7 @@ fn compare(since: u64) {
         // `now` is made monotonic; a clock that fell behind that is seen by its own value.
         let skew = last.saturating_sub(unclamped());
         SKEW.fetch_max(skew, Ordering::Relaxed);
-        if now < last || skew > MAX_SKEW {
+        if now < last || skew > ALLOWED.load(Ordering::Relaxed) {
             BACKWARD.fetch_add(1, Ordering::Relaxed);
         }
         last = now;

@@ -197,6 +197,17 @@ pub fn populate_hole(_: Committed, gfn: Gfn) -> Result<(), XenError> {
     }
 }
 
+/// `XENMEM_current_reservation`: frames of RAM that Xen counts as the domain's. A hole is one
+/// less.
+///
+/// # Errors
+/// As Xen says.
+pub fn current_reservation(_: Committed) -> Result<u64, XenError> {
+    let mut domid = DOMID_SELF;
+    // SAFETY: the argument is a `domid_t`; Xen only counts.
+    unsafe { hypercall(MEMORY_OP, 3, arg(&mut domid), 0) }
+}
+
 // --- sched_op (public/sched.h) ---
 
 /// Why a domain ended (`SHUTDOWN_*`).

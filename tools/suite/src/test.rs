@@ -154,6 +154,18 @@ const VCPUS: [u32; 5] = [1, 2, 4, 8, 32];
 fn cases() -> Vec<Case> {
     let mut all = vec![
         case("switch::a_thousand_times", thousand),
+        case("switch::keeps_a_clock_set_forward", |s| {
+            // 300 ms, which no image can have lost in the blackout by itself.
+            let run = clock(
+                s,
+                Kind::Hvm,
+                2,
+                Home::Mmio,
+                "--every 20 --ticks 1 --ahead 300",
+                4,
+            )?;
+            checked_switches(s, &run, 2, Home::Mmio, 4).map(drop)
+        }),
         case("check::switch", |s| {
             switches(s, Kind::Hvm, 2, Home::Ram, 5).map(drop)
         }),
@@ -349,9 +361,17 @@ fn checked_switches(s: &Shared, run: &Run, vcpus: u32, home: Home, until: u64) -
     run.check(commits == until - 1, || format!("{commits} commits"))?;
     let first = run.one("clock: audit generation=2 ")?;
     let last = run.one(&format!("clock: audit generation={until} "))?;
-    for key in ["free_frames", "ports", "carved"] {
+    for key in ["free_frames", "ports", "carved", "reservation"] {
         run.explain(first.get(key).and_then(|value| last.is(key, value)))?;
     }
+    // Where Xen had put shared_info over a frame of RAM there is RAM again.
+    let hole = u64::from(home == Home::Ram);
+    let booted = run.one("clock: audit generation=1 ")?;
+    run.explain(
+        booted
+            .number("reservation")
+            .and_then(|frames| last.is("reservation", frames + hole)),
+    )?;
     run.explain(last.is("backward", 0))?;
     Ok(hypercalls)
 }
