@@ -180,9 +180,39 @@ fn max(values: &[f64]) -> f64 {
     quantile(values, 1.0)
 }
 
+/// Time that the processors of this machine were not given by the one below it, and all their time
+/// (proc(5), `steal` of /proc/stat), in ticks.
+fn stolen() -> Result<(f64, f64)> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    parse_stolen(&stat).context("/proc/stat has another form")
+}
+
+fn parse_stolen(stat: &str) -> Option<(f64, f64)> {
+    let numbers = stat.lines().next()?.strip_prefix("cpu ")?;
+    // user nice system idle iowait irq softirq steal; guest time is in user.
+    let ticks: Vec<f64> = numbers
+        .split_whitespace()
+        .take(8)
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    Some((*ticks.get(7)?, ticks.iter().sum()))
+}
+
 fn blackout(bench: &Bench) -> Result<Vec<Row>> {
     let count = bench.pick(200, 40);
-    let run = bench.clock(2, "mmio", count)?;
+    // Of a few runs the one in which the machine was disturbed least.
+    let mut best: Option<(f64, Run)> = None;
+    for _ in 0..bench.pick(3, 1) {
+        let before = stolen()?;
+        let run = bench.clock(2, "mmio", count)?;
+        let after = stolen()?;
+        let share = 100.0 * (after.0 - before.0) / (after.1 - before.1).max(1.0);
+        if best.as_ref().is_none_or(|(least, _)| share < *least) {
+            best = Some((share, run));
+        }
+    }
+    let (share, run) = best.context("no run")?;
     let ms = |key: &str, share: f64| -> Result<f64> {
         Ok(quantile(&of_switches(&run, key)?, share) / 1000.0)
     };
@@ -191,6 +221,13 @@ fn blackout(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = vec![
         row("blackout p50, 2 vCPUs", ms("blackout_us", 0.5)?),
         row("blackout p99, 2 vCPUs", ms("blackout_us", 0.99)?).at_most(20.0),
+        Row::new(
+            "switch",
+            "CPU time stolen from this machine meanwhile",
+            share,
+            "%",
+        )
+        .runs(runs),
     ];
     for part in PARTS {
         let value = ms(&format!("{part}_us"), 0.5)?;
@@ -368,6 +405,13 @@ mod tests {
         assert_eq!(quantile(&values, 0.5), 100.0);
         assert_eq!(quantile(&values, 0.0), 1.0);
         assert_eq!(max(&[3.0]), 3.0);
+    }
+
+    #[test]
+    fn stolen_time_is_the_eighth_number() {
+        let stat = "cpu  10 0 20 60 0 0 0 10 5 0\ncpu0 1\n";
+        assert_eq!(parse_stolen(stat), Some((10.0, 100.0)));
+        assert_eq!(parse_stolen("cpu 1 2"), None);
     }
 
     #[test]
