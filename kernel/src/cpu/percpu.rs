@@ -147,5 +147,20 @@ pub fn this() -> &'static PerCpu {
     }
 }
 
+/// Xen's number of the calling vCPU: `this().vcpu()` in one load.
+#[inline]
+#[must_use]
+pub fn vcpu() -> u32 {
+    let vcpu: u32;
+    // SAFETY: as in `this`; the field is at that offset.
+    unsafe {
+        core::arch::asm!(
+            "mov {:e}, gs:[{offset}]", out(reg) vcpu, offset = const core::mem::offset_of!(PerCpu, vcpu),
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    vcpu
+}
+
 /// Most vCPUs an image runs on.
 pub const MAX: usize = MAX_VCPUS;

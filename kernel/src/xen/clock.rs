@@ -23,13 +23,14 @@ impl TimeInfo {
     #[must_use]
     pub fn system_time_at(&self, tsc: u64) -> u64 {
         let delta = tsc.saturating_sub(self.tsc_timestamp);
-        let shift = u32::from(self.tsc_shift.unsigned_abs());
-        let delta = if self.tsc_shift < 0 {
-            delta.checked_shr(shift).unwrap_or(0)
-        } else {
-            delta.checked_shl(shift).unwrap_or(0)
+        let mul = u64::from(self.tsc_to_system_mul);
+        // ns = (delta << shift) * mul >> 32. A TSC above 1 GHz has a shift of 0 or less: then one
+        // product's upper half is all.
+        let ns = match u32::try_from(32 + i32::from(self.tsc_shift)) {
+            Ok(up @ 0..=32) => (u128::from(delta) * u128::from(mul << up)) >> 64,
+            Ok(up) => (u128::from(delta.wrapping_shl(up - 32)) * u128::from(mul)) >> 32,
+            Err(_) => 0,
         };
-        let ns = (u128::from(delta) * u128::from(self.tsc_to_system_mul)) >> 32;
         self.system_time.wrapping_add(ns as u64)
     }
 
@@ -62,7 +63,15 @@ impl Monotonic {
     /// `ns`, or the last value returned if that is later.
     #[inline]
     pub fn clamp(&self, ns: u64) -> u64 {
-        ns.max(self.0.fetch_max(ns, Ordering::Relaxed))
+        let last = self.0.load(Ordering::Relaxed);
+        // The first try is nearly always enough; then the loop of `fetch_max` is longer.
+        match self
+            .0
+            .compare_exchange(last, ns.max(last), Ordering::Relaxed, Ordering::Relaxed)
+        {
+            Ok(_) => ns.max(last),
+            Err(_) => ns.max(self.0.fetch_max(ns, Ordering::Relaxed)),
+        }
     }
 
     /// The last value returned, in ns.

@@ -4,9 +4,9 @@
 //! then the switch moves it (I6). The pointer to it is atomic and read anew for every access.
 
 use crate::cpu::percpu;
-use crate::memory::{Gfn, PhysAddr};
+use crate::memory::Gfn;
 use crate::xen::clock::{Monotonic, TimeInfo};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// vCPUs that have a `vcpu_info` in shared_info (`XEN_LEGACY_MAX_VCPUS`).
 pub const MAX_VCPUS: usize = 32;
@@ -46,10 +46,8 @@ struct VcpuTimeInfo {
     pad0: u32,
     tsc_timestamp: AtomicU64,
     system_time: AtomicU64,
-    tsc_to_system_mul: AtomicU32,
-    tsc_shift: AtomicU8,
-    flags: AtomicU8,
-    pad1: [u8; 2],
+    /// `tsc_to_system_mul` in bits 31:0, `tsc_shift` in 39:32, `flags` in 47:40: one load for all.
+    scale: AtomicU64,
 }
 
 /// `struct vcpu_info`.
@@ -83,14 +81,15 @@ pub struct SharedInfo {
 const _: () = {
     assert!(size_of::<VcpuInfo>() == 64);
     assert!(core::mem::offset_of!(VcpuInfo, time) == 32);
-    assert!(core::mem::offset_of!(VcpuTimeInfo, tsc_shift) == 28);
+    assert!(core::mem::offset_of!(VcpuTimeInfo, scale) == 24);
+    assert!(size_of::<VcpuTimeInfo>() == 32);
     assert!(core::mem::offset_of!(SharedInfo, evtchn_pending) == 0x800);
     assert!(core::mem::offset_of!(SharedInfo, evtchn_mask) == 0xA00);
     assert!(core::mem::offset_of!(SharedInfo, wc_version) == 0xC00);
 };
 
-/// Address of shared_info; 0 before it is mapped.
-static ADDR: AtomicU64 = AtomicU64::new(0);
+/// shared_info; null before it is mapped.
+static HOME: AtomicPtr<SharedInfo> = AtomicPtr::new(core::ptr::null_mut());
 static MONOTONIC: Monotonic = Monotonic::new();
 
 /// Tells where shared_info is now.
@@ -99,15 +98,14 @@ static MONOTONIC: Monotonic = Monotonic::new();
 /// Xen's shared_info of this domain is at `gfn` and mapped there, readable (and writable, in an
 /// image that handles events), until this is called again.
 pub unsafe fn set_home(gfn: Gfn) {
-    ADDR.store(gfn.addr().as_u64(), Ordering::Release);
+    HOME.store(gfn.addr().as_ptr(), Ordering::Release);
 }
 
 /// shared_info; `None` before it is mapped.
 #[inline]
 pub fn get() -> Option<&'static SharedInfo> {
-    let ptr = PhysAddr::new(ADDR.load(Ordering::Acquire))?.as_ptr::<SharedInfo>();
     // SAFETY: `set_home`'s promise; all fields that Xen writes are atomics.
-    unsafe { ptr.as_ref() }
+    unsafe { HOME.load(Ordering::Acquire).as_ref() }
 }
 
 /// This vCPU's part.
@@ -116,26 +114,31 @@ pub fn vcpu_info(vcpu: u32) -> Option<&'static VcpuInfo> {
     get()?.vcpu_info.get(vcpu as usize)
 }
 
-/// A consistent copy of a vCPU's time info. The loop ends: Xen's writes are short, and a move of
-/// shared_info changes `ADDR`.
+/// A consistent copy of a vCPU's time info, and the time stamp counter read with it: a vCPU that
+/// goes to another CPU in between gets a new version. The loop ends: Xen's writes are short, and a
+/// move of shared_info changes `HOME`.
 #[inline]
-fn time_info(vcpu: u32) -> Option<TimeInfo> {
+fn time_info(vcpu: u32) -> Option<(TimeInfo, u64)> {
     loop {
-        let home = ADDR.load(Ordering::Acquire);
-        let time = &vcpu_info(vcpu)?.time;
+        let home = HOME.load(Ordering::Acquire);
+        // SAFETY: as in `get`.
+        let si = unsafe { home.as_ref() }?;
+        let time = &si.vcpu_info[vcpu as usize % MAX_VCPUS].time;
         let version = time.version.load(Ordering::Acquire);
+        let scale = time.scale.load(Ordering::Relaxed);
         let info = TimeInfo {
             tsc_timestamp: time.tsc_timestamp.load(Ordering::Relaxed),
             system_time: time.system_time.load(Ordering::Relaxed),
-            tsc_to_system_mul: time.tsc_to_system_mul.load(Ordering::Relaxed),
-            tsc_shift: time.tsc_shift.load(Ordering::Relaxed) as i8,
+            tsc_to_system_mul: scale as u32,
+            tsc_shift: (scale >> 32) as i8,
         };
+        let tsc = rdtsc();
         core::sync::atomic::fence(Ordering::Acquire);
         if version & 1 == 0
             && time.version.load(Ordering::Relaxed) == version
-            && ADDR.load(Ordering::Relaxed) == home
+            && HOME.load(Ordering::Relaxed) == home
         {
-            return Some(info);
+            return Some((info, tsc));
         }
         core::hint::spin_loop();
     }
@@ -155,20 +158,20 @@ pub fn rdtsc() -> u64 {
 /// there. No exit, no lock.
 #[inline]
 pub fn now() -> u64 {
-    // A vCPU change between the reads is a reading of another vCPU's clock: as good, clamped.
-    let info = time_info(percpu::this().vcpu());
-    MONOTONIC.clamp(info.map_or(0, |i| i.system_time_at(rdtsc())))
+    MONOTONIC.clamp(unclamped())
 }
 
 /// System time as this vCPU's clock has it, not made monotonic, in ns: for tests, which could not
 /// see a clock that went backward behind [`now`].
+#[inline]
 pub fn unclamped() -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| i.system_time_at(rdtsc()))
+    // A vCPU change between the reads is a reading of another vCPU's clock: as good, clamped.
+    time_info(percpu::vcpu()).map_or(0, |(info, tsc)| info.system_time_at(tsc))
 }
 
 /// Whether the clock can be used: its scale is set.
 pub fn clock_works() -> bool {
-    time_info(percpu::this().vcpu()).is_some_and(|i| i.tsc_to_system_mul != 0)
+    time_info(percpu::vcpu()).is_some_and(|(info, _)| info.tsc_to_system_mul != 0)
 }
 
 /// The highest time anyone has been told, in ns; handed over to the next image.
@@ -183,25 +186,25 @@ pub fn continue_after(ns: u64) {
 
 /// Cycles of the time stamp counter in `ns`.
 pub fn cycles(ns: u64) -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| i.cycles(ns))
+    time_info(percpu::vcpu()).map_or(0, |(info, _)| info.cycles(ns))
 }
 
 /// ns since this vCPU's time stamp counter read `tsc`. For reports.
 pub fn elapsed_since(tsc: u64) -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| {
+    time_info(percpu::vcpu()).map_or(0, |(info, now)| {
         TimeInfo {
             tsc_timestamp: tsc,
             system_time: 0,
-            ..i
+            ..info
         }
-        .system_time_at(rdtsc())
+        .system_time_at(now)
     })
 }
 
 /// Wall clock time now: seconds and ns since 1970 (UTC).
 pub fn wall_clock() -> (u64, u32) {
     let base = loop {
-        let home = ADDR.load(Ordering::Acquire);
+        let home = HOME.load(Ordering::Acquire);
         let Some(si) = get() else { return (0, 0) };
         let version = si.wc_version.load(Ordering::Acquire);
         let sec = u64::from(si.wc_sec.load(Ordering::Relaxed))
@@ -210,7 +213,7 @@ pub fn wall_clock() -> (u64, u32) {
         core::sync::atomic::fence(Ordering::Acquire);
         if version & 1 == 0
             && si.wc_version.load(Ordering::Relaxed) == version
-            && ADDR.load(Ordering::Relaxed) == home
+            && HOME.load(Ordering::Relaxed) == home
         {
             break u128::from(sec) * 1_000_000_000 + u128::from(nsec);
         }

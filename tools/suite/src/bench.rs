@@ -354,7 +354,7 @@ fn clock(bench: &Bench) -> Result<Vec<Row>> {
     let cycles = |key| -> Result<f64> { Ok(cost.number(key)? as f64) };
     let row = Row::new("clock", "pvclock read", cycles("pvclock_cycles")?, "cycles");
     let row = row.peer("ordered rdtsc", cycles("rdtsc_cycles")?);
-    Ok(vec![row.runs(20 * 10_000).at_most(2.0)])
+    Ok(vec![row.runs(50 * 10_000).at_most(2.0)])
 }
 
 fn table(rows: &[Row]) -> Table {
