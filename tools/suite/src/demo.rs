@@ -54,7 +54,10 @@ What comes, in under three minutes:
     clocks(&clock)?;
     let audits: Vec<Event> = clock.events("clock: audit ").collect();
     let frames = |audit: Option<&Event>| audit.context("no audit")?.number("free_frames");
-    let (first, last) = (frames(audits.first())?, frames(audits.last())?);
+    let second = audits
+        .iter()
+        .find(|audit| audit.is("generation", 2).is_ok());
+    let (first, last) = (frames(second)?, frames(audits.last())?);
     println!(
         "Free frames at generation 2: {first}, at generation {UNTIL}: {last}. \
          Readings of the clock that went backward: {}.",
