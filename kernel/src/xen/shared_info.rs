@@ -5,6 +5,7 @@
 
 use crate::cpu::percpu;
 use crate::memory::Gfn;
+use crate::task::sched;
 use crate::xen::clock::{Monotonic, TimeInfo};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -114,16 +115,18 @@ pub fn vcpu_info(vcpu: u32) -> Option<&'static VcpuInfo> {
     get()?.vcpu_info.get(vcpu as usize)
 }
 
-/// A consistent copy of a vCPU's time info, and the time stamp counter read with it: a vCPU that
-/// goes to another CPU in between gets a new version. The loop ends: Xen's writes are short, and a
-/// move of shared_info changes `HOME`.
+/// A consistent copy of the calling vCPU's time info, and the time stamp counter read with it: a
+/// vCPU that goes to another CPU in between gets a new version. The loop ends: Xen's writes are
+/// short, and a move of shared_info changes `HOME`.
 #[inline]
-fn time_info(vcpu: u32) -> Option<(TimeInfo, u64)> {
+fn time_info() -> Option<(TimeInfo, u64)> {
     loop {
         let home = HOME.load(Ordering::Acquire);
+        // A thread that is moved in between reads one vCPU's scale and another one's counter.
+        let switches = sched::switches();
         // SAFETY: as in `get`.
         let si = unsafe { home.as_ref() }?;
-        let time = &si.vcpu_info[vcpu as usize % MAX_VCPUS].time;
+        let time = &si.vcpu_info[percpu::vcpu() as usize % MAX_VCPUS].time;
         let version = time.version.load(Ordering::Acquire);
         let scale = time.scale.load(Ordering::Relaxed);
         let info = TimeInfo {
@@ -137,6 +140,7 @@ fn time_info(vcpu: u32) -> Option<(TimeInfo, u64)> {
         if version & 1 == 0
             && time.version.load(Ordering::Relaxed) == version
             && HOME.load(Ordering::Relaxed) == home
+            && sched::switches() == switches
         {
             return Some((info, tsc));
         }
@@ -165,13 +169,12 @@ pub fn now() -> u64 {
 /// see a clock that went backward behind [`now`].
 #[inline]
 pub fn unclamped() -> u64 {
-    // A vCPU change between the reads is a reading of another vCPU's clock: as good, clamped.
-    time_info(percpu::vcpu()).map_or(0, |(info, tsc)| info.system_time_at(tsc))
+    time_info().map_or(0, |(info, tsc)| info.system_time_at(tsc))
 }
 
 /// Whether the clock can be used: its scale is set.
 pub fn clock_works() -> bool {
-    time_info(percpu::vcpu()).is_some_and(|(info, _)| info.tsc_to_system_mul != 0)
+    time_info().is_some_and(|(info, _)| info.tsc_to_system_mul != 0)
 }
 
 /// The highest time anyone has been told, in ns; handed over to the next image.
@@ -186,12 +189,12 @@ pub fn continue_after(ns: u64) {
 
 /// Cycles of the time stamp counter in `ns`.
 pub fn cycles(ns: u64) -> u64 {
-    time_info(percpu::vcpu()).map_or(0, |(info, _)| info.cycles(ns))
+    time_info().map_or(0, |(info, _)| info.cycles(ns))
 }
 
 /// ns since this vCPU's time stamp counter read `tsc`. For reports.
 pub fn elapsed_since(tsc: u64) -> u64 {
-    time_info(percpu::vcpu()).map_or(0, |(info, now)| {
+    time_info().map_or(0, |(info, now)| {
         TimeInfo {
             tsc_timestamp: tsc,
             system_time: 0,
