@@ -608,7 +608,7 @@ fn connecting() {
         let options = Options::default();
         script
             .engine
-            .connect(script.now, local, THEM, &options, &mut script.wire)
+            .connect(script.now, local, THEM, &options, &script.wire)
     };
     let id = connect(&mut script).unwrap();
     assert_eq!(connect(&mut script), Err(Error::AddrInUse));
@@ -649,7 +649,7 @@ fn icmp_is_believed_only_where_it_fits() {
     let options = Options::default();
     let id = script
         .engine
-        .connect(script.now, Some(US), THEM, &options, &mut script.wire)
+        .connect(script.now, Some(US), THEM, &options, &script.wire)
         .unwrap();
     script.us();
     let first = script.ours.unwrap();
