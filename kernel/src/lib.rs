@@ -25,6 +25,7 @@ pub mod image;
 #[cfg(target_os = "hermit")]
 mod log;
 pub mod memory;
+pub mod net;
 pub mod replace;
 pub mod sync;
 pub mod task;
