@@ -7,7 +7,6 @@
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
-#[cfg(target_os = "hermit")]
 extern crate alloc;
 
 #[cfg(target_os = "hermit")]
@@ -25,5 +24,6 @@ pub mod end;
 pub mod entry;
 pub mod image;
 pub mod memory;
+pub mod net;
 pub mod replace;
 pub mod xen;
