@@ -11,6 +11,7 @@ pub mod nic;
 pub mod ports;
 pub mod reassembly;
 pub mod stats;
+pub mod tcp;
 pub mod udp;
 
 use core::fmt;
