@@ -32,9 +32,7 @@ pub fn is_v4(number: u128) -> bool {
 pub fn is_unicast(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
-        IpAddr::V6(ip) => {
-            !ip.is_unspecified() && !ip.is_multicast() && !is_v4(ip.to_bits())
-        }
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast() && !is_v4(ip.to_bits()),
     }
 }
 

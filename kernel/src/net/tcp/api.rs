@@ -31,10 +31,15 @@ impl Engine {
             port if self.is_listening(local, port, v6_only) => return Err(Error::AddrInUse),
             port => port,
         };
-        let free = self.listeners.iter().position(|(listener, _)| listener.open == 0);
+        let free = self
+            .listeners
+            .iter()
+            .position(|(listener, _)| listener.open == 0);
         let slot = free.unwrap_or(self.listeners.len());
-        let generation =
-            self.listeners.get(slot).map_or(0, |(listener, _)| listener.generation);
+        let generation = self
+            .listeners
+            .get(slot)
+            .map_or(0, |(listener, _)| listener.generation);
         let listener = Listener {
             local,
             cookies_until: 0,
@@ -54,25 +59,34 @@ impl Engine {
             None => self.listeners.push((listener, *options)),
         }
         let slot = slot as u32;
-        self.listener_index.insert(self.secrets.place_of_port(port), slot);
+        self.listener_index
+            .insert(self.secrets.place_of_port(port), slot);
         Ok(ListenerId { slot, generation })
     }
 
     /// Whether a listener there would stand in another's way.
     fn is_listening(&self, local: u128, port: u16, v6_only: bool) -> bool {
         let both = |at: u128, v6_only: bool| at == 0 && !v6_only;
-        self.listener_index.candidates(self.secrets.place_of_port(port)).any(|slot| {
-            let other = &self.listeners[slot as usize].0;
-            other.port == port
-                && (other.local == local
-                    || both(local, v6_only) && other.local == addr::V4_ANY
-                    || both(other.local, other.v6_only != 0) && local == addr::V4_ANY)
-        })
+        self.listener_index
+            .candidates(self.secrets.place_of_port(port))
+            .any(|slot| {
+                let other = &self.listeners[slot as usize].0;
+                other.port == port
+                    && (other.local == local
+                        || both(local, v6_only) && other.local == addr::V4_ANY
+                        || both(other.local, other.v6_only != 0) && local == addr::V4_ANY)
+            })
     }
 
     fn free_listen_port(&mut self, local: u128, v6_only: bool) -> Result<u16, Error> {
-        let tuple = Tuple { local, ..Tuple::default() };
-        let start = self.secrets.port_offset(&tuple).wrapping_add(self.port_step);
+        let tuple = Tuple {
+            local,
+            ..Tuple::default()
+        };
+        let start = self
+            .secrets
+            .port_offset(&tuple)
+            .wrapping_add(self.port_step);
         self.port_step = self.port_step.wrapping_add(1);
         ports(self.config.ports, start)
             .find(|&port| !self.is_listening(local, port, v6_only))
@@ -80,7 +94,10 @@ impl Engine {
     }
 
     fn listener(&self, id: ListenerId) -> Result<&Listener, Error> {
-        let listener = self.listeners.get(id.slot as usize).map(|(listener, _)| listener);
+        let listener = self
+            .listeners
+            .get(id.slot as usize)
+            .map(|(listener, _)| listener);
         listener
             .filter(|listener| listener.open != 0 && listener.generation == id.generation)
             .ok_or(Error::Stale)
@@ -88,7 +105,8 @@ impl Engine {
 
     /// Where it listens.
     pub fn listener_addr(&self, id: ListenerId) -> Result<SocketAddr, Error> {
-        self.listener(id).map(|listener| SocketAddr::new(addr::ip(listener.local), listener.port))
+        self.listener(id)
+            .map(|listener| SocketAddr::new(addr::ip(listener.local), listener.port))
     }
 
     /// Listens no more; connections nobody has accepted are reset.
@@ -139,7 +157,9 @@ impl Engine {
             return Err(Error::Invalid);
         }
         let path = link.path(remote.ip()).ok_or(Error::NetUnreachable)?;
-        let wanted = local.map(|local| local.ip()).filter(|ip| !ip.is_unspecified());
+        let wanted = local
+            .map(|local| local.ip())
+            .filter(|ip| !ip.is_unspecified());
         let from = wanted.unwrap_or(path.local);
         if from.is_ipv4() != remote.is_ipv4() {
             return Err(Error::Invalid);
@@ -159,13 +179,16 @@ impl Engine {
         block.set(SYN_DUE);
         self.stats.active_opens += 1;
         self.queue(slot);
+        self.rearm(slot);
         Ok(self.id_of(slot))
     }
 
     /// Whether a connection may be opened there. One in TIME-WAIT makes room when timestamps tell
     /// its segments from the new one's (RFC 6191).
     fn is_free(&mut self, now: u64, tuple: &Tuple) -> bool {
-        let Some(slot) = self.find(tuple) else { return true };
+        let Some(slot) = self.find(tuple) else {
+            return true;
+        };
         let block = &mut self.blocks[slot];
         let reusable = block.state == State::TIME_WAIT
             && block.has(super::block::TS_ON)
@@ -182,7 +205,10 @@ impl Engine {
         let start = self.secrets.port_offset(tuple).wrapping_add(self.port_step);
         let range = self.config.ports;
         for (n, local_port) in (1u32..).zip(ports(range, start)) {
-            let tuple = Tuple { local_port, ..*tuple };
+            let tuple = Tuple {
+                local_port,
+                ..*tuple
+            };
             if !self.is_listening(tuple.local, local_port, false)
                 && !self.is_listening(addr::any_of(tuple.local), local_port, false)
                 && self.is_free(now, &tuple)
@@ -305,8 +331,11 @@ impl Engine {
     pub fn unsent(&self, id: ConnId) -> Result<usize, Error> {
         let block = &self.blocks[self.slot(id)?];
         let fin = block.has(FIN_QUEUED) && !block.fin_acked() && block.state != State::CLOSED;
-        Ok(if block.state == State::CLOSED { 0 } else { block.unacked() as usize }
-            + usize::from(fin))
+        Ok(if block.state == State::CLOSED {
+            0
+        } else {
+            block.unacked() as usize
+        } + usize::from(fin))
     }
 
     /// Ends one direction or both. Errors: [`Error::NotConnected`].
@@ -403,7 +432,9 @@ impl Engine {
     /// The error it ended with, once (SO_ERROR).
     pub fn take_error(&mut self, id: ConnId) -> Result<Option<Error>, Error> {
         let slot = self.slot(id)?;
-        Ok(Error::from_code(core::mem::take(&mut self.blocks[slot].error)))
+        Ok(Error::from_code(core::mem::take(
+            &mut self.blocks[slot].error,
+        )))
     }
 
     /// Changes what an app may set, all of it at once. Rings that are larger than a new limit stay
@@ -436,7 +467,10 @@ impl Engine {
         let conn = match id {
             Id::Listener(id) => {
                 let readable = self.listener(id)?.ready > 0;
-                return Ok(Readiness { readable, ..Readiness::default() });
+                return Ok(Readiness {
+                    readable,
+                    ..Readiness::default()
+                });
             }
             Id::Conn(conn) => conn,
         };
@@ -483,4 +517,3 @@ fn ports((first, last): (u16, u16), start: u32) -> impl Iterator<Item = u16> {
     let count = u32::from(last.saturating_sub(first)) + 1;
     (0..count).map(move |n| first + (start.wrapping_add(n) % count) as u16)
 }
-

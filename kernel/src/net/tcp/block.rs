@@ -37,14 +37,21 @@ impl State {
 impl State {
     /// Whether the peer may still send data.
     pub const fn receives(self) -> bool {
-        matches!(self, Self::ESTABLISHED | Self::FIN_WAIT_1 | Self::FIN_WAIT_2)
+        matches!(
+            self,
+            Self::ESTABLISHED | Self::FIN_WAIT_1 | Self::FIN_WAIT_2
+        )
     }
 
     /// Whether data or FIN of ours may be sent or be on its way.
     pub const fn sends(self) -> bool {
         matches!(
             self,
-            Self::ESTABLISHED | Self::FIN_WAIT_1 | Self::CLOSE_WAIT | Self::CLOSING | Self::LAST_ACK
+            Self::ESTABLISHED
+                | Self::FIN_WAIT_1
+                | Self::CLOSE_WAIT
+                | Self::CLOSING
+                | Self::LAST_ACK
         )
     }
 }
@@ -281,7 +288,12 @@ impl Block {
     pub const fn vacant() -> Self {
         const ZERO: Seq = Seq(0);
         Self {
-            tuple: Tuple { local: 0, remote: 0, local_port: 0, remote_port: 0 },
+            tuple: Tuple {
+                local: 0,
+                remote: 0,
+                local_port: 0,
+                remote_port: 0,
+            },
             generation: 0,
             flags: ORPHAN,
             state: State::CLOSED,
@@ -375,7 +387,10 @@ impl Block {
 
     /// The earliest of its timers.
     pub fn deadline(&self) -> u64 {
-        self.rto_at.min(self.ack_at).min(self.keep_at).min(self.life_at)
+        self.rto_at
+            .min(self.ack_at)
+            .min(self.keep_at)
+            .min(self.life_at)
     }
 
     /// Sequence numbers sent and not acknowledged.
@@ -405,7 +420,11 @@ impl Block {
 
     /// After the last byte the app can read.
     pub fn readable_end(&self) -> Seq {
-        if self.has(FIN_SEEN) { self.rcv_nxt - 1 } else { self.rcv_nxt }
+        if self.has(FIN_SEEN) {
+            self.rcv_nxt - 1
+        } else {
+            self.rcv_nxt
+        }
     }
 
     /// A full segment's payload when no SACK blocks ride with it.
@@ -437,7 +456,8 @@ impl Block {
         };
         if self.recovery != Recovery::OPEN {
             gone = gone.saturating_add(
-                self.sacked.gaps(self.high_rxt.max(self.snd_una), self.lost_edge),
+                self.sacked
+                    .gaps(self.high_rxt.max(self.snd_una), self.lost_edge),
             );
         }
         flight.saturating_sub(gone)
@@ -461,7 +481,8 @@ impl Block {
         if self.recovery == Recovery::OPEN {
             return None;
         }
-        self.sacked.first_gap(self.high_rxt.max(self.snd_una), self.lost_edge)
+        self.sacked
+            .first_gap(self.high_rxt.max(self.snd_una), self.lost_edge)
     }
 
     /// RFC 6298, section 2.
@@ -474,12 +495,18 @@ impl Block {
             self.rttvar = self.rttvar - self.rttvar / 4 + self.srtt.abs_diff(rtt) / 4;
             self.srtt = self.srtt - self.srtt / 8 + rtt / 8;
         }
-        self.rto = self.srtt.saturating_add(self.rttvar.saturating_mul(4)).clamp(min, max);
+        self.rto = self
+            .srtt
+            .saturating_add(self.rttvar.saturating_mul(4))
+            .clamp(min, max);
     }
 
     /// The time-out with back-off.
     pub fn backed_off(&self, max: u64) -> u64 {
-        self.rto.checked_shl(self.backoff.min(20).into()).unwrap_or(max).min(max)
+        self.rto
+            .checked_shl(self.backoff.min(20).into())
+            .unwrap_or(max)
+            .min(max)
     }
 
     /// Right edge of the window to tell: never left of the last one told, and moved only by a
@@ -488,6 +515,10 @@ impl Block {
         let free = limit.saturating_sub(self.rcv_nxt.beyond(self.rcv_read));
         let edge = self.rcv_nxt + free;
         let step = (limit / 2).min(self.own_mss.into());
-        if edge.beyond(self.rcv_adv) >= step.max(1) { edge } else { self.rcv_adv }
+        if edge.beyond(self.rcv_adv) >= step.max(1) {
+            edge
+        } else {
+            self.rcv_adv
+        }
     }
 }

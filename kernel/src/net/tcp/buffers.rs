@@ -113,7 +113,9 @@ impl Buffers {
 
     /// A ring's size; 0 of [`NONE`].
     pub fn size(&self, number: u32) -> u32 {
-        self.rings.get(number as usize).map_or(0, |ring| ring.len() as u32)
+        self.rings
+            .get(number as usize)
+            .map_or(0, |ring| ring.len() as u32)
     }
 
     /// Makes `*number` a ring for `need` bytes that keeps those with the sequence numbers
@@ -127,8 +129,14 @@ impl Buffers {
         if size_of_class(class) < need {
             return false;
         }
-        let roomy = if self.is_short() { class } else { class.max(hint) };
-        let Some(new) = self.take(roomy).or_else(|| self.take(class)) else { return false };
+        let roomy = if self.is_short() {
+            class
+        } else {
+            class.max(hint)
+        };
+        let Some(new) = self.take(roomy).or_else(|| self.take(class)) else {
+            return false;
+        };
         if *number != NONE {
             let mut target = core::mem::take(&mut self.rings[new as usize]);
             let mut at = start;
@@ -152,7 +160,9 @@ impl Buffers {
 
     /// The `len` bytes from sequence number `at` on, in order.
     pub fn pieces(&self, number: u32, at: Seq, len: u32) -> [&[u8]; 2] {
-        let Some(ring) = self.rings.get(number as usize) else { return [&[], &[]] };
+        let Some(ring) = self.rings.get(number as usize) else {
+            return [&[], &[]];
+        };
         let len = (len as usize).min(ring.len());
         let start = at.0 as usize & ring.len().wrapping_sub(1);
         let tail = ring.get(start..).unwrap_or_default();

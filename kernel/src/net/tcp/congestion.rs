@@ -44,12 +44,24 @@ pub fn initial_window(mss: u32) -> u32 {
 
 impl Window {
     /// No connection's.
-    pub const NONE: Self =
-        Self { epoch: 0, k: 0, cwnd: 0, ssthresh: 0, w_max: 0, w_est: 0, prior: 0, acked: 0 };
+    pub const NONE: Self = Self {
+        epoch: 0,
+        k: 0,
+        cwnd: 0,
+        ssthresh: 0,
+        w_max: 0,
+        w_est: 0,
+        prior: 0,
+        acked: 0,
+    };
 
     /// The first one.
     pub fn new(mss: u32) -> Self {
-        Self { cwnd: initial_window(mss), ssthresh: MAX_WINDOW, ..Self::NONE }
+        Self {
+            cwnd: initial_window(mss),
+            ssthresh: MAX_WINDOW,
+            ..Self::NONE
+        }
     }
 
     /// `acked` new bytes have arrived, in order, and the window was what held us back.
@@ -91,7 +103,11 @@ impl Window {
 
         // Section 4.3: what Reno would have, with alpha 0.53 until it is where the loss was.
         let step = acked * u64::from(mss) / cwnd;
-        let step = if self.w_est < self.prior { step * 9 / 17 } else { step };
+        let step = if self.w_est < self.prior {
+            step * 9 / 17
+        } else {
+            step
+        };
         self.w_est = (u64::from(self.w_est) + step).min(u64::from(MAX_WINDOW)) as u32;
 
         if self.curve(elapsed, mss) < u64::from(self.w_est) {
@@ -99,7 +115,9 @@ impl Window {
             return;
         }
         // Sections 4.4 and 4.5: towards where the curve is one round trip on.
-        let target = self.curve(elapsed + rtt / MS, mss).clamp(cwnd, cwnd * 3 / 2);
+        let target = self
+            .curve(elapsed + rtt / MS, mss)
+            .clamp(cwnd, cwnd * 3 / 2);
         self.cwnd += ((target - cwnd) * acked.min(cwnd) / cwnd) as u32;
     }
 
@@ -109,7 +127,11 @@ impl Window {
         // 0.4 * mss * (distance / 1000)^3; 2^10 is taken out of both sides for room.
         let rise = (distance.pow(3) >> 10) * 4 * u64::from(mss) / (10_000_000_000 >> 10);
         let w_max = u64::from(self.w_max);
-        if at >= self.k { w_max + rise } else { w_max.saturating_sub(rise) }
+        if at >= self.k {
+            w_max + rise
+        } else {
+            w_max.saturating_sub(rise)
+        }
     }
 
     /// A loss with `flight` bytes on their way.
@@ -121,7 +143,11 @@ impl Window {
             Algorithm::Cubic => {
                 // Fast convergence, section 4.7.
                 let shrinking = self.cwnd < self.w_max;
-                self.w_max = if shrinking { self.cwnd / 20 * 17 } else { self.cwnd };
+                self.w_max = if shrinking {
+                    self.cwnd / 20 * 17
+                } else {
+                    self.cwnd
+                };
                 (u64::from(flight) * 7 / 10) as u32
             }
         };

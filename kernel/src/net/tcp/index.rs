@@ -19,7 +19,11 @@ pub struct Index {
 impl Index {
     /// An empty one.
     pub fn new() -> Self {
-        Self { heads: vec![NONE; FIRST_BUCKETS], links: Vec::new(), count: 0 }
+        Self {
+            heads: vec![NONE; FIRST_BUCKETS],
+            links: Vec::new(),
+            count: 0,
+        }
     }
 
     fn bucket(&self, hash: u32) -> usize {
@@ -59,7 +63,9 @@ impl Index {
 
     /// Takes `slot` out, if it is in.
     pub fn remove(&mut self, slot: u32) {
-        let Some(&(hash, next)) = self.links.get(slot as usize) else { return };
+        let Some(&(hash, next)) = self.links.get(slot as usize) else {
+            return;
+        };
         let bucket = self.bucket(hash);
         let mut at = self.heads[bucket];
         if at == slot {

@@ -2,16 +2,17 @@
 
 use super::addr::{self, Tuple};
 use super::block::{
-    ACK_NOW, Block, CWND_LIMITED, DUP_THRESH, FIN_KNOWN, FIN_QUEUED, FIN_SEEN, KEEPALIVE,
-    NODELAY, OFF, ORPHAN, PASSIVE, PERSIST, READ_SHUT, RTT_TIMED, Recovery, SACK_ON, SCALE_ON,
-    SYN_DUE, State, TS_ON,
+    ACK_NOW, Block, CWND_LIMITED, DUP_THRESH, FIN_KNOWN, FIN_QUEUED, FIN_SEEN, KEEPALIVE, NODELAY,
+    OFF, ORPHAN, PASSIVE, PERSIST, READ_SHUT, RTT_TIMED, Recovery, SACK_ON, SCALE_ON, SYN_DUE,
+    State, TS_ON,
 };
 use super::buffers::NONE;
 use super::secrets::{COOKIE_PERIOD, mark_clock, read_clock};
 use super::seq::Seq;
 use super::wire::{ACK, FIN, Header, RST, SYN};
-use super::{Engine, Error, IcmpError, Id, Link, ListenerId, Options, OutSegment, Path, SECOND,
-    Segment};
+use super::{
+    Engine, Error, IcmpError, Id, Link, ListenerId, Options, OutSegment, Path, SECOND, Segment,
+};
 
 /// A timestamp older than this says nothing (RFC 7323, section 5.5).
 const TS_OLD: u64 = 24 * 24 * 3600 * SECOND;
@@ -46,7 +47,11 @@ impl Engine {
             return;
         };
         let tuple = Tuple::new(dst, src);
-        let arrived = Arrived { header, payload: segment.payload, len: len as u32 };
+        let arrived = Arrived {
+            header,
+            payload: segment.payload,
+            len: len as u32,
+        };
         let Some(slot) = self.find(&tuple) else {
             return self.unmatched(now, &tuple, &arrived, None, link);
         };
@@ -144,9 +149,17 @@ impl Engine {
             return;
         }
         let answer = if header.has(ACK) {
-            Header { seq: header.ack, flags: RST, ..Header::default() }
+            Header {
+                seq: header.ack,
+                flags: RST,
+                ..Header::default()
+            }
         } else {
-            Header { ack: arrived.end(), flags: RST | ACK, ..Header::default() }
+            Header {
+                ack: arrived.end(),
+                flags: RST | ACK,
+                ..Header::default()
+            }
         };
         self.stats.resets_out += 1;
         self.answer(tuple, &answer, link);
@@ -169,7 +182,9 @@ impl Engine {
         }
         let (options, generation) = (*options, listener.generation);
         let crowded = listener.half_open >= listener.backlog;
-        let Some(path) = link.path(addr::ip(tuple.remote)) else { return };
+        let Some(path) = link.path(addr::ip(tuple.remote)) else {
+            return;
+        };
         let slot = if crowded { None } else { self.blocks.take() };
         let Some(slot) = slot else {
             return self.send_cookie(now, listener_slot, tuple, header, &path, link);
@@ -275,7 +290,9 @@ impl Engine {
         let clock = ((now / 1_000_000) as u32).wrapping_add(self.secrets.clock_offset(tuple));
         let timestamps = header.timestamps.filter(|_| config.timestamps);
         // Without timestamps there is nowhere to keep these.
-        let scale = header.scale.filter(|_| config.window_scale && timestamps.is_some());
+        let scale = header
+            .scale
+            .filter(|_| config.window_scale && timestamps.is_some());
         let sack = header.sack_permitted && config.sack && timestamps.is_some();
         let answer = Header {
             seq: self.secrets.cookie(now, tuple, header.seq, mss),
@@ -314,11 +331,14 @@ impl Engine {
             self.stats.listen_overflows += 1;
             return;
         };
-        let Some(slot) = self.blocks.take() else { return };
+        let Some(slot) = self.blocks.take() else {
+            return;
+        };
         self.stats.cookies_in += 1;
         self.prepare(now, slot, tuple, iss, &options, &path);
-        let (scale, sack_permitted) =
-            header.timestamps.map_or((None, false), |(_, echo)| read_clock(echo));
+        let (scale, sack_permitted) = header
+            .timestamps
+            .map_or((None, false), |(_, echo)| read_clock(echo));
         let syn = Header {
             seq: irs,
             window: header.window,
@@ -396,7 +416,11 @@ impl Engine {
             block.window.cwnd = block.smss();
             block.rto = block.rto.max(3 * SECOND);
         }
-        block.state = if block.has(FIN_QUEUED) { State::FIN_WAIT_1 } else { State::ESTABLISHED };
+        block.state = if block.has(FIN_QUEUED) {
+            State::FIN_WAIT_1
+        } else {
+            State::ESTABLISHED
+        };
         block.backoff = 0;
         block.rto_at = OFF;
         block.clear(SYN_DUE);
@@ -412,7 +436,10 @@ impl Engine {
         let (at, _) = &mut self.listeners[listener as usize];
         at.half_open = at.half_open.saturating_sub(1);
         at.ready += 1;
-        let id = ListenerId { slot: listener, generation: at.generation };
+        let id = ListenerId {
+            slot: listener,
+            generation: at.generation,
+        };
         let tail = core::mem::replace(&mut at.tail, slot);
         if tail == NONE {
             at.head = slot;
@@ -448,7 +475,9 @@ impl Engine {
 
         if block.has(TS_ON) && !header.has(RST) {
             // RFC 7323, sections 3.2 and 5.3.
-            let Some((value, _)) = header.timestamps else { return };
+            let Some((value, _)) = header.timestamps else {
+                return;
+            };
             let old = (value.wrapping_sub(block.ts_recent) as i32) < 0;
             if old && now.saturating_sub(block.ts_recent_at) < TS_OLD {
                 self.stats.paws += 1;
@@ -601,7 +630,10 @@ impl Engine {
                 && if block.has(SACK_ON) {
                     newly_sacked
                 } else {
-                    arrived.len == 0 && window_same && !header.has(FIN) && header.ack == block.snd_una
+                    arrived.len == 0
+                        && window_same
+                        && !header.has(FIN)
+                        && header.ack == block.snd_una
                 };
             if duplicate {
                 block.dup_acks = block.dup_acks.saturating_add(1);
@@ -650,7 +682,11 @@ impl Engine {
 
         if block.has(RTT_TIMED) && header.ack.ge(block.rtt_seq) {
             block.clear(RTT_TIMED);
-            block.measured(now.saturating_sub(block.rtt_at), config.min_rto, config.max_rto);
+            block.measured(
+                now.saturating_sub(block.rtt_at),
+                config.min_rto,
+                config.max_rto,
+            );
         } else if !block.has(RTT_TIMED)
             && let Some((_, echo)) = header.timestamps
             && block.has(TS_ON)
@@ -663,8 +699,11 @@ impl Engine {
         }
 
         if !block.has(PERSIST) {
-            block.rto_at =
-                if block.flight() > 0 { now.saturating_add(block.rto) } else { OFF };
+            block.rto_at = if block.flight() > 0 {
+                now.saturating_add(block.rto)
+            } else {
+                OFF
+            };
         }
 
         let mss = block.smss();
@@ -705,7 +744,11 @@ impl Engine {
         let algorithm = self.config.congestion;
         let block = &mut self.blocks[slot];
         let flight = block.flight();
-        let edge = if block.sacked.is_empty() { block.snd_una } else { block.sack_lost_edge() };
+        let edge = if block.sacked.is_empty() {
+            block.snd_una
+        } else {
+            block.sack_lost_edge()
+        };
         let mss = block.smss();
         if block.recovery == Recovery::OPEN {
             if flight == 0 || (block.dup_acks < DUP_THRESH && edge.le(block.snd_una)) {
@@ -833,7 +876,10 @@ impl Engine {
         let stored_to = block.ooo.end().unwrap_or(block.rcv_nxt).max(block.rcv_nxt);
         let need = end.max(stored_to) - block.rcv_read;
         let (hint, from) = (block.rx_class, block.rcv_read);
-        if !self.buffers.ensure(&mut block.rx, hint, from, stored_to, need) {
+        if !self
+            .buffers
+            .ensure(&mut block.rx, hint, from, stored_to, need)
+        {
             return false;
         }
         if start == block.rcv_nxt {
@@ -855,7 +901,8 @@ impl Engine {
             let (from, to) = (at.max(start), piece_end.min(end));
             if from.lt(to) {
                 let bytes = piece.get((from - at) as usize..(to - at) as usize);
-                self.buffers.write(block.rx, from, bytes.unwrap_or_default());
+                self.buffers
+                    .write(block.rx, from, bytes.unwrap_or_default());
             }
             at = piece_end;
         }
@@ -872,7 +919,9 @@ impl Engine {
         error: IcmpError,
     ) {
         let tuple = Tuple::new(local, remote);
-        let Some(slot) = self.find(&tuple) else { return };
+        let Some(slot) = self.find(&tuple) else {
+            return;
+        };
         let block = &mut self.blocks[slot];
         let seq = Seq(seq);
         if seq.lt(block.snd_una) || seq.ge(block.snd_nxt) || block.state == State::TIME_WAIT {
@@ -885,7 +934,11 @@ impl Engine {
             // An established connection is not ended by what anyone may send.
             IcmpError::Hard(error) | IcmpError::Soft(error) => block.soft_error = error as u8,
             IcmpError::TooBig { mtu } => {
-                let least = if addr::is_v4(tuple.remote) { MIN_MTU_V4 } else { MIN_MTU_V6 };
+                let least = if addr::is_v4(tuple.remote) {
+                    MIN_MTU_V4
+                } else {
+                    MIN_MTU_V6
+                };
                 let mtu = mtu.max(least);
                 let mss = mtu.saturating_sub(headers_len(&tuple));
                 if mss >= block.mss {
@@ -923,10 +976,7 @@ impl Arrived<'_> {
     /// The sequence number after it. SYN and FIN count.
     fn end(&self) -> Seq {
         let header = &self.header;
-        self.header.seq
-            + self.len
-            + u32::from(header.has(SYN))
-            + u32::from(header.has(FIN))
+        self.header.seq + self.len + u32::from(header.has(SYN)) + u32::from(header.has(FIN))
     }
 }
 
@@ -971,4 +1021,3 @@ impl Block {
         self.ttl = options.ttl.unwrap_or(0);
     }
 }
-

@@ -44,9 +44,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use self::addr::Tuple;
 pub use self::block::{BLOCK_VERSION, State};
-use self::block::{
-    ORPHAN, PASSIVE, QUEUED, READ_SHUT, TOLD,
-};
+use self::block::{ORPHAN, PASSIVE, QUEUED, READ_SHUT, TOLD};
 use self::buffers::{Buffers, NONE};
 pub use self::congestion::Algorithm;
 use self::index::Index;
@@ -490,13 +488,19 @@ impl Engine {
             return Some(self.last_found);
         }
         let hash = self.secrets.place(tuple);
-        let slot = self.index.candidates(hash).find(|&slot| self.blocks[slot].tuple == *tuple)?;
+        let slot = self
+            .index
+            .candidates(hash)
+            .find(|&slot| self.blocks[slot].tuple == *tuple)?;
         self.last_found = slot;
         Some(slot)
     }
 
     fn id_of(&self, slot: u32) -> ConnId {
-        ConnId { slot, generation: self.blocks[slot].generation }
+        ConnId {
+            slot,
+            generation: self.blocks[slot].generation,
+        }
     }
 
     /// Has `flush` look at it.

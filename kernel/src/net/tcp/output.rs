@@ -15,9 +15,17 @@ use super::{Engine, Link, OutSegment};
 enum Plan {
     Nothing,
     /// Without payload, from this sequence number on.
-    Control { flags: u8, seq: Seq },
+    Control {
+        flags: u8,
+        seq: Seq,
+    },
     /// Payload, and FIN behind it; `again` if it was sent before.
-    Text { seq: Seq, len: u32, fin: bool, again: bool },
+    Text {
+        seq: Seq,
+        len: u32,
+        fin: bool,
+        again: bool,
+    },
 }
 
 impl Engine {
@@ -28,14 +36,17 @@ impl Engine {
         while !self.blocked
             && let Some(id) = self.queue.pop_front()
         {
-            let stale = self.blocks.get(id.slot).is_none_or(|it| it.generation != id.generation);
+            let stale = self
+                .blocks
+                .get(id.slot)
+                .is_none_or(|it| it.generation != id.generation);
             if stale {
                 continue;
             }
             if !self.output(now, id.slot, link) {
                 self.blocked = true;
                 self.queue.push_front(id);
-                return;
+                return self.rearm(id.slot);
             }
             let block = &mut self.blocks[id.slot];
             block.clear(QUEUED);
@@ -94,14 +105,17 @@ impl Engine {
         if block.window.cwnd < block.window.ssthresh && block.pipe() >= block.window.cwnd / 2 {
             block.set(CWND_LIMITED);
         }
-        let waits = block.state.sends()
-            && block.flight() == 0
-            && block.snd_end.beyond(block.snd_nxt) > 0;
+        let waits =
+            block.state.sends() && block.flight() == 0 && block.snd_end.beyond(block.snd_nxt) > 0;
         if !waits {
             if block.has(PERSIST) {
                 block.clear(PERSIST);
                 block.backoff = 0;
-                block.rto_at = if block.flight() > 0 { now.saturating_add(block.rto) } else { OFF };
+                block.rto_at = if block.flight() > 0 {
+                    now.saturating_add(block.rto)
+                } else {
+                    OFF
+                };
             }
         } else if block.rto_at == OFF {
             // Only the peer's window holds us back (RFC 9293, section 3.8.6.1).
@@ -169,7 +183,10 @@ impl Engine {
 impl Block {
     /// What all segments of now carry, and how much payload one has room for beside it.
     fn header(&self, now: u64, limit: u32) -> (Header, u32) {
-        let mut header = Header { ack: self.rcv_nxt, ..Header::default() };
+        let mut header = Header {
+            ack: self.rcv_nxt,
+            ..Header::default()
+        };
         let edge = self.window_edge(limit);
         header.window = if self.has(SCALE_ON) {
             // Rounded up, so that the right edge does not go back, unless there is no room for it.
@@ -190,8 +207,17 @@ impl Block {
         if self.has(SACK_ON) && !self.ooo.is_empty() {
             // The one that came last first (RFC 2018, section 4).
             let newest = self.ooo.holding(self.ooo_last);
-            let others = self.ooo.as_slice().iter().copied().filter(|&it| Some(it) != newest);
-            let most = if self.has(TS_ON) { MAX_SACK - 1 } else { MAX_SACK };
+            let others = self
+                .ooo
+                .as_slice()
+                .iter()
+                .copied()
+                .filter(|&it| Some(it) != newest);
+            let most = if self.has(TS_ON) {
+                MAX_SACK - 1
+            } else {
+                MAX_SACK
+            };
             let blocks = newest.into_iter().chain(others).take(most);
             for (place, range) in header.sack.iter_mut().zip(blocks) {
                 *place = (range.start, range.end);
@@ -206,23 +232,40 @@ impl Block {
         let answer = self.state == State::SYN_RECEIVED;
         header.window = self.rx_max.min(0xffff) as u16;
         header.mss = Some(self.own_mss);
-        let wanted = if answer { self.has(SCALE_ON) } else { config.window_scale };
+        let wanted = if answer {
+            self.has(SCALE_ON)
+        } else {
+            config.window_scale
+        };
         header.scale = wanted.then_some(self.rcv_scale);
-        header.sack_permitted = if answer { self.has(SACK_ON) } else { config.sack };
+        header.sack_permitted = if answer {
+            self.has(SACK_ON)
+        } else {
+            config.sack
+        };
     }
 
     /// What to send next; a segment has room for this much payload.
     fn plan(&mut self, room: u32) -> Plan {
         if self.has(RST_DUE) {
-            return Plan::Control { flags: RST | ACK, seq: self.snd_nxt };
+            return Plan::Control {
+                flags: RST | ACK,
+                seq: self.snd_nxt,
+            };
         }
         match self.state {
             State::CLOSED => return Plan::Nothing,
             State::SYN_SENT if self.has(SYN_DUE) => {
-                return Plan::Control { flags: SYN, seq: self.iss };
+                return Plan::Control {
+                    flags: SYN,
+                    seq: self.iss,
+                };
             }
             State::SYN_RECEIVED if self.has(SYN_DUE) => {
-                return Plan::Control { flags: SYN | ACK, seq: self.iss };
+                return Plan::Control {
+                    flags: SYN | ACK,
+                    seq: self.iss,
+                };
             }
             State::SYN_SENT | State::SYN_RECEIVED => return Plan::Nothing,
             _ => {}
@@ -234,10 +277,16 @@ impl Block {
         }
         if self.has(PROBE_DUE) {
             // Outside the window, so it must be answered (RFC 9293, section 3.8.4).
-            return Plan::Control { flags: ACK, seq: self.snd_una - 1 };
+            return Plan::Control {
+                flags: ACK,
+                seq: self.snd_una - 1,
+            };
         }
         if self.has(ACK_NOW) {
-            return Plan::Control { flags: ACK, seq: self.snd_nxt };
+            return Plan::Control {
+                flags: ACK,
+                seq: self.snd_nxt,
+            };
         }
         Plan::Nothing
     }
@@ -251,14 +300,21 @@ impl Block {
         let gap = self.next_lost()?;
         let open = self.window.cwnd.max(room).saturating_sub(self.pipe());
         let whole = gap.end.min(self.snd_end).beyond(gap.start);
-        let len = whole.min(self.piece(room)).min((open / room * room).max(room));
+        let len = whole
+            .min(self.piece(room))
+            .min((open / room * room).max(room));
         // What is at the left edge may always go once: all waits for it.
         if open < len && self.high_rxt.gt(self.snd_una) {
             self.set(CWND_LIMITED);
             return None;
         }
         let fin = len == whole && gap.end.gt(self.snd_end);
-        Some(Plan::Text { seq: gap.start, len, fin, again: true })
+        Some(Plan::Text {
+            seq: gap.start,
+            len,
+            fin,
+            again: true,
+        })
     }
 
     fn plan_new(&mut self, room: u32) -> Option<Plan> {
@@ -269,7 +325,12 @@ impl Block {
         let available = self.snd_end.beyond(seq);
         let fin_next = self.has(FIN_QUEUED);
         if available == 0 {
-            return fin_next.then_some(Plan::Text { seq, len: 0, fin: true, again: false });
+            return fin_next.then_some(Plan::Text {
+                seq,
+                len: 0,
+                fin: true,
+                again: false,
+            });
         }
         let usable = (self.snd_una + self.snd_wnd).beyond(seq);
         let open = self.window.cwnd.max(room).saturating_sub(self.pipe());
@@ -297,7 +358,12 @@ impl Block {
             return None;
         }
         let fin = fin_next && len == available;
-        Some(Plan::Text { seq, len, fin, again: false })
+        Some(Plan::Text {
+            seq,
+            len,
+            fin,
+            again: false,
+        })
     }
 
     /// Notes what the link has taken.
@@ -317,7 +383,12 @@ impl Block {
                 }
                 flags == ACK
             }
-            Plan::Text { seq, len, fin, again } => {
+            Plan::Text {
+                seq,
+                len,
+                fin,
+                again,
+            } => {
                 let end = seq + len + u32::from(fin);
                 self.sent_at = now;
                 if again {
@@ -352,7 +423,11 @@ impl Block {
             self.ack_at = OFF;
             self.last_ack = self.rcv_nxt;
             let told = u32::from(header.window)
-                << if self.has(SCALE_ON) { self.rcv_scale } else { 0 };
+                << if self.has(SCALE_ON) {
+                    self.rcv_scale
+                } else {
+                    0
+                };
             self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + told);
             // A peer without SACK counts duplicates: one for each segment out of order.
             self.dup_owed = self.dup_owed.saturating_sub(1);

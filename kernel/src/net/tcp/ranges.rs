@@ -27,8 +27,14 @@ pub struct Ranges {
 impl Ranges {
     /// An empty list.
     pub const fn new() -> Self {
-        let none = Range { start: Seq(0), end: Seq(0) };
-        Self { list: [none; MAX_RANGES], count: 0 }
+        let none = Range {
+            start: Seq(0),
+            end: Seq(0),
+        };
+        Self {
+            list: [none; MAX_RANGES],
+            count: 0,
+        }
     }
 
     /// The ranges, ascending.
@@ -62,7 +68,10 @@ impl Ranges {
         let mut joined = Range { start, end };
         if let Some(touched @ [first, ..]) = ranges.get(from..to) {
             let last = touched.last().unwrap_or(first);
-            joined = Range { start: start.min(first.start), end: end.max(last.end) };
+            joined = Range {
+                start: start.min(first.start),
+                end: end.max(last.end),
+            };
             self.list.copy_within(to..count, from + 1);
             self.count -= (to - from - 1) as u32;
         } else {
@@ -93,7 +102,10 @@ impl Ranges {
     /// The range that holds `seq`.
     pub fn holding(&self, seq: Seq) -> Option<Range> {
         let at = self.as_slice().partition_point(|range| range.end.le(seq));
-        self.as_slice().get(at).copied().filter(|range| range.start.le(seq))
+        self.as_slice()
+            .get(at)
+            .copied()
+            .filter(|range| range.start.le(seq))
     }
 
     /// The end of the last range.
@@ -111,17 +123,23 @@ impl Ranges {
             }
             start = range.end;
         }
-        let next = self.as_slice().iter().map(|range| range.start).find(|edge| edge.gt(start));
+        let next = self
+            .as_slice()
+            .iter()
+            .map(|range| range.start)
+            .find(|edge| edge.gt(start));
         let end = next.map_or(to, |edge| edge.min(to));
         start.lt(end).then_some(Range { start, end })
     }
 
     /// How many sequence numbers from `from` up to `to` are in no range.
     pub fn gaps(&self, from: Seq, to: Seq) -> u32 {
-        let covered = self.as_slice().iter().map(|range| {
-            range.end.min(to).beyond(range.start.max(from))
-        });
-        to.beyond(from).saturating_sub(covered.fold(0, u32::wrapping_add))
+        let covered = self
+            .as_slice()
+            .iter()
+            .map(|range| range.end.min(to).beyond(range.start.max(from)));
+        to.beyond(from)
+            .saturating_sub(covered.fold(0, u32::wrapping_add))
     }
 }
 

@@ -36,7 +36,10 @@ impl Secrets {
     pub fn new(secret: [u8; 32]) -> Self {
         let (table, other) = secret.split_at(16);
         let key = |half: &[u8]| half.first_chunk().copied().unwrap_or_default();
-        Self { table: key(table), other: key(other) }
+        Self {
+            table: key(table),
+            other: key(other),
+        }
     }
 
     /// Where a connection stands in the table.
@@ -73,7 +76,14 @@ impl Secrets {
 
     /// Where the search for a port starts. The tuple's local port does not count.
     pub fn port_offset(&self, tuple: &Tuple) -> u32 {
-        self.hash(Use::Port, &Tuple { local_port: 0, ..*tuple }, 0)
+        self.hash(
+            Use::Port,
+            &Tuple {
+                local_port: 0,
+                ..*tuple
+            },
+            0,
+        )
     }
 
     fn cookie_of(&self, period: u64, tuple: &Tuple, irs: Seq, size: u32) -> u32 {
@@ -85,7 +95,10 @@ impl Secrets {
     /// The initial sequence number that holds all that a SYN's answer must remember but for its
     /// options: 5 bits of the clock, 3 of the segment size, 24 that only we can know.
     pub fn cookie(&self, now: u64, tuple: &Tuple, irs: Seq, mss: u16) -> Seq {
-        let size = COOKIE_MSS.iter().rposition(|&known| known <= mss).unwrap_or(0);
+        let size = COOKIE_MSS
+            .iter()
+            .rposition(|&known| known <= mss)
+            .unwrap_or(0);
         Seq(self.cookie_of(now / COOKIE_PERIOD, tuple, irs, size as u32))
     }
 
@@ -96,7 +109,12 @@ impl Secrets {
         let good = [period, period.wrapping_sub(1)]
             .iter()
             .any(|&period| self.cookie_of(period, tuple, irs, size) == cookie.0);
-        good.then(|| COOKIE_MSS.get(size as usize).copied().unwrap_or(COOKIE_MSS[0]))
+        good.then(|| {
+            COOKIE_MSS
+                .get(size as usize)
+                .copied()
+                .unwrap_or(COOKIE_MSS[0])
+        })
     }
 }
 
@@ -114,7 +132,11 @@ const NO_SCALE: u32 = 15;
 pub fn mark_clock(clock: u32, scale: Option<u8>, sack: bool) -> u32 {
     let bits = scale.map_or(NO_SCALE, u32::from).min(NO_SCALE) << 1 | u32::from(sack);
     let marked = clock & !((1 << CLOCK_BITS) - 1) | bits;
-    if marked.wrapping_sub(clock) as i32 > 0 { marked.wrapping_sub(1 << CLOCK_BITS) } else { marked }
+    if marked.wrapping_sub(clock) as i32 > 0 {
+        marked.wrapping_sub(1 << CLOCK_BITS)
+    } else {
+        marked
+    }
 }
 
 /// What [`mark_clock`] laid there.
@@ -130,7 +152,12 @@ mod tests {
     use super::*;
 
     fn tuple(remote: u128, port: u16) -> Tuple {
-        Tuple { local: 1, remote, local_port: 80, remote_port: port }
+        Tuple {
+            local: 1,
+            remote,
+            local_port: 80,
+            remote_port: port,
+        }
     }
 
     proptest! {
@@ -162,7 +189,10 @@ mod tests {
     fn isn_rises_by_250_000_a_second() {
         let secrets = Secrets::new([7; 32]);
         let at = tuple(5, 6);
-        assert_eq!(secrets.isn(3_000_000_000, &at) - secrets.isn(2_000_000_000, &at), 250_000);
+        assert_eq!(
+            secrets.isn(3_000_000_000, &at) - secrets.isn(2_000_000_000, &at),
+            250_000
+        );
         assert_ne!(secrets.isn(0, &at), secrets.isn(0, &tuple(5, 7)));
     }
 }

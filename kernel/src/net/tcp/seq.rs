@@ -42,7 +42,11 @@ impl Seq {
 
     /// How far this one is after `other`; 0 if it is not.
     pub const fn beyond(self, other: Seq) -> u32 {
-        if self.gt(other) { self.0.wrapping_sub(other.0) } else { 0 }
+        if self.gt(other) {
+            self.0.wrapping_sub(other.0)
+        } else {
+            0
+        }
     }
 }
 

@@ -23,7 +23,12 @@ pub struct Slab {
 impl Slab {
     /// At most `limit` blocks, rounded up to whole chunks.
     pub fn new(limit: u32) -> Self {
-        Self { chunks: Vec::new(), free: NONE, used: 0, limit }
+        Self {
+            chunks: Vec::new(),
+            free: NONE,
+            used: 0,
+            limit,
+        }
     }
 
     /// How many are in use.
@@ -33,7 +38,9 @@ impl Slab {
 
     /// The block of a slot that may be none.
     pub fn get(&self, slot: u32) -> Option<&Block> {
-        self.chunks.get((slot / CHUNK) as usize)?.get((slot % CHUNK) as usize)
+        self.chunks
+            .get((slot / CHUNK) as usize)?
+            .get((slot % CHUNK) as usize)
     }
 
     /// A block that stands for no connection yet; it has kept its generation.
@@ -47,7 +54,10 @@ impl Slab {
         let slot = self.free;
         let block = &mut self[slot];
         let next = block.next;
-        *block = Block { generation: block.generation, ..Block::vacant() };
+        *block = Block {
+            generation: block.generation,
+            ..Block::vacant()
+        };
         self.free = next;
         self.used += 1;
         Some(slot)
@@ -71,7 +81,11 @@ impl Slab {
         let next = self.free;
         let block = &mut self[slot];
         let generation = block.generation.wrapping_add(1);
-        *block = Block { generation, next, ..Block::vacant() };
+        *block = Block {
+            generation,
+            next,
+            ..Block::vacant()
+        };
         self.free = slot;
         self.used -= 1;
     }

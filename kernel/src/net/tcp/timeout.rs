@@ -1,7 +1,7 @@
 //! What happens when nothing comes: RTO (RFC 6298), persist, keep-alive, delayed ACKs, TIME-WAIT.
 
 use super::block::{
-    ACK_NOW, FORCE, ORPHAN, PERSIST, PROBE_DUE, RTT_TIMED, Recovery, SYN_DUE, State, PASSIVE, OFF,
+    ACK_NOW, FORCE, OFF, ORPHAN, PASSIVE, PERSIST, PROBE_DUE, RTT_TIMED, Recovery, SYN_DUE, State,
 };
 use super::{Engine, Error, Link};
 
@@ -49,7 +49,11 @@ impl Engine {
     fn repeat_syn(&mut self, now: u64, slot: u32) {
         let config = &self.config;
         let block = &mut self.blocks[slot];
-        let most = if block.has(PASSIVE) { config.syn_ack_retries } else { config.syn_retries };
+        let most = if block.has(PASSIVE) {
+            config.syn_ack_retries
+        } else {
+            config.syn_retries
+        };
         let waited = now.saturating_sub(block.progress_at);
         if block.backoff >= most || (block.user_timeout > 0 && waited >= block.user_timeout) {
             let error = Error::from_code(block.soft_error).unwrap_or(Error::TimedOut);
@@ -86,6 +90,10 @@ impl Engine {
     fn timed_out(&mut self, now: u64, slot: u32) {
         let config = &self.config;
         let block = &mut self.blocks[slot];
+        if block.has(PERSIST) && !block.has(ORPHAN) && block.heard_at >= block.sent_at {
+            // The last probe was answered: the peer lives.
+            block.progress_at = now;
+        }
         let limit = match block.user_timeout {
             _ if block.has(ORPHAN) => config.orphan_give_up,
             0 => config.give_up,
@@ -97,6 +105,7 @@ impl Engine {
         }
         if block.has(PERSIST) {
             block.set(if block.snd_wnd > 0 { FORCE } else { PROBE_DUE });
+            block.sent_at = now;
         } else if block.flight() == 0 {
             block.rto_at = OFF;
             return;

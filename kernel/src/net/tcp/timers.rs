@@ -46,7 +46,9 @@ impl Timers {
 
     /// Forgets `slot`.
     pub fn disarm(&mut self, slot: u32) {
-        let Some(place) = self.place.get_mut(slot as usize) else { return };
+        let Some(place) = self.place.get_mut(slot as usize) else {
+            return;
+        };
         let at = core::mem::replace(place, NOWHERE) as usize;
         if at == NOWHERE as usize {
             return;
@@ -76,8 +78,14 @@ impl Timers {
         let entry = self.heap[at];
         loop {
             let (left, right) = (2 * at + 1, 2 * at + 2);
-            let Some(mut child) = self.heap.get(left).map(|_| left) else { break };
-            if self.heap.get(right).is_some_and(|entry| entry.0 < self.heap[left].0) {
+            let Some(mut child) = self.heap.get(left).map(|_| left) else {
+                break;
+            };
+            if self
+                .heap
+                .get(right)
+                .is_some_and(|entry| entry.0 < self.heap[left].0)
+            {
                 child = right;
             }
             if entry.0 <= self.heap[child].0 {

@@ -60,13 +60,33 @@ impl Header {
 
     /// The SACK blocks.
     pub fn sack_blocks(&self) -> &[(Seq, Seq)] {
-        self.sack.get(..self.sack_count as usize).unwrap_or(&self.sack)
+        self.sack
+            .get(..self.sack_count as usize)
+            .unwrap_or(&self.sack)
     }
 
     /// Reads a header. `None` if its length is wrong; options that are wrong are passed over.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let fixed = bytes.first_chunk::<MIN_HEADER>()?;
-        let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags, w0, w1, ..] = *fixed;
+        let [
+            _,
+            _,
+            _,
+            _,
+            s0,
+            s1,
+            s2,
+            s3,
+            a0,
+            a1,
+            a2,
+            a3,
+            offset,
+            flags,
+            w0,
+            w1,
+            ..,
+        ] = *fixed;
         let options = bytes.get(MIN_HEADER..usize::from(offset >> 4) * 4)?;
         let mut header = Self {
             seq: Seq(u32::from_be_bytes([s0, s1, s2, s3])),
@@ -131,7 +151,10 @@ impl Header {
 
     /// Writes it, with checksum 0, for these ports.
     pub fn emit(&self, src_port: u16, dst_port: u16) -> Emitted {
-        let mut out = Emitted { bytes: [0; MAX_HEADER], len: 0 };
+        let mut out = Emitted {
+            bytes: [0; MAX_HEADER],
+            len: 0,
+        };
         out.put(&src_port.to_be_bytes());
         out.put(&dst_port.to_be_bytes());
         out.put(&self.seq.0.to_be_bytes());
@@ -200,7 +223,11 @@ mod tests {
 
     fn header() -> impl Strategy<Value = Header> {
         let numbers = (any::<u32>(), any::<u32>(), any::<u8>(), any::<u16>());
-        let syn = (any::<Option<u16>>(), prop::option::of(0u8..15), any::<bool>());
+        let syn = (
+            any::<Option<u16>>(),
+            prop::option::of(0u8..15),
+            any::<bool>(),
+        );
         let sack = prop::collection::vec((any::<u32>(), any::<u32>()), 0..4);
         (numbers, syn, any::<Option<(u32, u32)>>(), sack).prop_map(
             |((seq, ack, flags, window), (mss, scale, sack_permitted), timestamps, blocks)| {
@@ -217,8 +244,8 @@ mod tests {
                 };
                 // Only what fits beside the others.
                 let syn_len = [mss.is_some(), scale.is_some(), sack_permitted];
-                let taken = syn_len.iter().filter(|&&is| is).count() * 4
-                    + timestamps.map_or(0, |_| 12);
+                let taken =
+                    syn_len.iter().filter(|&&is| is).count() * 4 + timestamps.map_or(0, |_| 12);
                 let room = (40 - taken).saturating_sub(4) / 8;
                 for (place, (a, b)) in header.sack.iter_mut().zip(blocks).take(room) {
                     *place = (Seq(a), Seq(b));
