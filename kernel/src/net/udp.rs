@@ -103,6 +103,10 @@ impl UdpSocket {
         self.waiters.wake_all();
     }
 
+    fn talks(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.remote == Some(to) && self.held.is_some_and(|h| h.at.takes(from.ip()))
+    }
+
     /// How well it fits a datagram: `None`: not at all; a connection counts most.
     fn fits(&self, to: IpAddr, from: SocketAddr) -> Option<u8> {
         let at = self.held?.at;
@@ -260,18 +264,24 @@ impl Udp {
 
     /// What was sent from `from` to `to` did not get there.
     pub fn failed(&mut self, from: SocketAddr, to: SocketAddr, error: Error) {
-        let Some(ids) = self.by_port.get(&from.port()) else {
-            return;
-        };
-        for id in ids {
+        for id in self.by_port.get(&from.port()).into_iter().flatten() {
             if let Some((_, Some(s))) = self.sockets.get_mut(id.index as usize)
-                && s.remote == Some(to)
-                && s.held.is_some_and(|h| h.at.takes(from.ip()))
+                && s.talks(from, to)
             {
                 s.error = Some(error);
                 s.waiters.wake_all();
             }
         }
+    }
+
+    /// Whether some socket sends from `from` to `to` only.
+    #[must_use]
+    pub fn is_connected(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let mut ids = self.by_port.get(&from.port()).into_iter().flatten();
+        ids.any(|id| {
+            let socket = self.sockets.get(id.index as usize);
+            socket.is_some_and(|(_, s)| s.as_ref().is_some_and(|s| s.talks(from, to)))
+        })
     }
 
     /// A socket was refused a datagram: it is woken by [`Udp::unblocked`].
