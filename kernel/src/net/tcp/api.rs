@@ -151,7 +151,7 @@ impl Engine {
         local: Option<SocketAddr>,
         remote: SocketAddr,
         options: &Options,
-        link: &mut impl Link,
+        link: &impl Link,
     ) -> Result<ConnId, Error> {
         if remote.port() == 0 || !addr::is_unicast(remote.ip()) {
             return Err(Error::Invalid);
@@ -269,7 +269,7 @@ impl Engine {
 
     /// Reads what is there, up to the length of `into`; 0 at the end of the stream.
     ///
-    /// Errors: [`Error::WouldBlock`], [`Error::NotConnected`], the error the connection ended with,
+    /// Errors: [`Error::WouldBlock`] (nothing there, or not connected yet), the error the connection ended with,
     /// once, when all has been read.
     pub fn recv(&mut self, id: ConnId, into: &mut [u8]) -> Result<usize, Error> {
         let len = self.peek(id, into)?;
@@ -304,7 +304,6 @@ impl Engine {
                 return Err(error);
             }
             return match block.state {
-                State::SYN_SENT | State::SYN_RECEIVED => Err(Error::NotConnected),
                 _ if block.has(FIN_SEEN | READ_SHUT) || block.state == State::CLOSED => Ok(0),
                 _ if into.is_empty() => Ok(0),
                 _ => Err(Error::WouldBlock),

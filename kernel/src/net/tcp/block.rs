@@ -400,7 +400,10 @@ impl Block {
 
     /// The first byte in the send ring. Before SYN is acknowledged it is not `snd_una`.
     pub fn snd_base(&self) -> Seq {
-        self.snd_una.max(self.iss + 1).min(self.snd_end)
+        match self.state {
+            State::SYN_SENT | State::SYN_RECEIVED => self.iss + 1,
+            _ => self.snd_una.min(self.snd_end),
+        }
     }
 
     /// Bytes the app has written that are not acknowledged.

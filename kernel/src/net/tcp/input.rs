@@ -11,7 +11,7 @@ use super::secrets::{COOKIE_PERIOD, mark_clock, read_clock};
 use super::seq::Seq;
 use super::wire::{ACK, FIN, Header, RST, SYN};
 use super::{
-    Engine, Error, IcmpError, Id, Link, ListenerId, Options, OutSegment, Path, SECOND, Segment,
+    Engine, Error, IcmpError, Id, Link, ListenerId, MS, Options, OutSegment, Path, SECOND, Segment,
 };
 
 /// A timestamp older than this says nothing (RFC 7323, section 5.5).
@@ -219,6 +219,14 @@ impl Engine {
         let block = &mut self.blocks[slot];
         block.tuple = *tuple;
         block.flags = 0;
+        let offers = [
+            (config.window_scale, SCALE_ON),
+            (config.sack, SACK_ON),
+            (config.timestamps, TS_ON),
+        ];
+        for (_, flag) in offers.into_iter().filter(|(on, _)| *on) {
+            block.set(flag);
+        }
         block.iss = iss;
         block.snd_una = iss;
         block.snd_nxt = iss + 1;
@@ -242,7 +250,6 @@ impl Engine {
 
     /// What a SYN of the peer says.
     fn take_syn(&mut self, now: u64, slot: u32, header: &Header) {
-        let config = &self.config;
         let block = &mut self.blocks[slot];
         block.irs = header.seq;
         block.rcv_nxt = header.seq + 1;
@@ -255,21 +262,23 @@ impl Engine {
         block.max_snd_wnd = block.snd_wnd;
         block.snd_wl1 = header.seq;
         block.snd_wl2 = block.iss;
-        match header.scale.filter(|_| config.window_scale) {
-            Some(scale) => {
-                block.snd_scale = scale;
-                block.set(SCALE_ON);
-            }
-            None => block.rcv_scale = 0,
+        // What we offered and the peer did not is off.
+        match header.scale {
+            Some(scale) => block.snd_scale = scale,
+            None => block.clear(SCALE_ON),
         }
-        if header.sack_permitted && config.sack {
-            block.set(SACK_ON);
+        if !block.has(SCALE_ON) {
+            block.snd_scale = 0;
+            block.rcv_scale = 0;
         }
-        if let Some((value, _)) = header.timestamps.filter(|_| config.timestamps) {
-            block.ts_recent = value;
-            block.ts_recent_at = now;
-            block.set(TS_ON);
+        if !header.sack_permitted {
+            block.clear(SACK_ON);
         }
+        match header.timestamps {
+            Some((value, _)) => block.ts_recent = value,
+            None => block.clear(TS_ON),
+        }
+        block.ts_recent_at = now;
     }
 
     /// Answers SYN without keeping anything of it.
@@ -385,7 +394,7 @@ impl Engine {
             if block.has(TS_ON) {
                 // RFC 7323, section 3.2: the handshake's echo must be ours.
                 let echo = header.timestamps.map_or(0, |(_, echo)| echo);
-                if (block.clock(now).wrapping_sub(echo) as i32) < 0 {
+                if echo != 0 && (block.clock(now).wrapping_sub(echo) as i32) < 0 {
                     return self.reset(&tuple, arrived, link);
                 }
             }
@@ -677,6 +686,8 @@ impl Engine {
         block.sacked.trim_before(header.ack);
         block.high_rxt = block.high_rxt.max(header.ack);
         block.lost_edge = block.lost_edge.max(header.ack);
+        // Taken along: numbers more than 2^31 old would look new again.
+        block.snd_small = block.snd_small.max(header.ack);
         block.progress_at = now;
         block.backoff = 0;
 
@@ -1013,9 +1024,9 @@ impl Block {
         }
         if let Some(keep) = options.keepalive {
             self.set(KEEPALIVE);
-            self.keep_idle = keep.idle;
-            self.keep_interval = keep.interval;
-            self.keep_count = keep.count;
+            self.keep_idle = keep.idle.max(MS);
+            self.keep_interval = keep.interval.max(MS);
+            self.keep_count = keep.count.min(u8::MAX.into());
         }
         self.user_timeout = options.user_timeout.unwrap_or(0);
         self.ttl = options.ttl.unwrap_or(0);

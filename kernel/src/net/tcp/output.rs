@@ -6,6 +6,7 @@ use super::block::{
     PROBE_DUE, QUEUED, RST_DUE, RTT_TIMED, Recovery, SACK_ON, SCALE_ON, SYN_DUE, State, TS_ON,
 };
 use super::congestion::initial_window;
+use super::ranges::Range;
 use super::seq::Seq;
 use super::wire::{ACK, FIN, Header, MAX_SACK, PSH, RST, SYN, TIMESTAMPS_LEN};
 use super::{Engine, Link, OutSegment};
@@ -142,7 +143,7 @@ impl Engine {
                 header.seq = seq;
                 header.flags = flags;
                 if flags & SYN != 0 {
-                    block.syn_options(&mut header, &self.config);
+                    block.syn_options(&mut header);
                 }
                 if flags & RST != 0 {
                     header.timestamps = None;
@@ -228,21 +229,12 @@ impl Block {
         (header, u32::from(self.mss).saturating_sub(options).max(1))
     }
 
-    fn syn_options(&self, header: &mut Header, config: &super::Config) {
-        let answer = self.state == State::SYN_RECEIVED;
+    /// Before the peer's SYN the flags say what we offer, afterwards what was agreed upon.
+    fn syn_options(&self, header: &mut Header) {
         header.window = self.rx_max.min(0xffff) as u16;
         header.mss = Some(self.own_mss);
-        let wanted = if answer {
-            self.has(SCALE_ON)
-        } else {
-            config.window_scale
-        };
-        header.scale = wanted.then_some(self.rcv_scale);
-        header.sack_permitted = if answer {
-            self.has(SACK_ON)
-        } else {
-            config.sack
-        };
+        header.scale = self.has(SCALE_ON).then_some(self.rcv_scale);
+        header.sack_permitted = self.has(SACK_ON);
     }
 
     /// What to send next; a segment has room for this much payload.
@@ -270,10 +262,15 @@ impl Block {
             State::SYN_SENT | State::SYN_RECEIVED => return Plan::Nothing,
             _ => {}
         }
-        if self.state.sends()
-            && let Some(text) = self.plan_again(room).or_else(|| self.plan_new(room))
-        {
-            return text;
+        if self.state.sends() {
+            // New data does not overtake what is lost.
+            let text = match self.next_lost() {
+                Some(gap) => self.plan_again(gap, room),
+                None => self.plan_new(room),
+            };
+            if let Some(text) = text {
+                return text;
+            }
         }
         if self.has(PROBE_DUE) {
             // Outside the window, so it must be answered (RFC 9293, section 3.8.4).
@@ -296,8 +293,7 @@ impl Block {
         (self.gso_max / room * room).max(room)
     }
 
-    fn plan_again(&mut self, room: u32) -> Option<Plan> {
-        let gap = self.next_lost()?;
+    fn plan_again(&mut self, gap: Range, room: u32) -> Option<Plan> {
         let open = self.window.cwnd.max(room).saturating_sub(self.pipe());
         let whole = gap.end.min(self.snd_end).beyond(gap.start);
         let len = whole

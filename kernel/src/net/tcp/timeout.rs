@@ -80,7 +80,7 @@ impl Engine {
             return true;
         }
         block.probes = block.probes.saturating_add(1);
-        block.keep_at = now.saturating_add(block.keep_interval.max(1));
+        block.keep_at = now.saturating_add(block.keep_interval);
         block.set(PROBE_DUE);
         self.queue(slot);
         false

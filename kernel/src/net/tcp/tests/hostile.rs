@@ -207,7 +207,7 @@ fn run(timestamps: bool, sack: bool, steps: Vec<Step>) {
             }
             Step::Connect(port) => {
                 let options = Options::default();
-                conns.extend(engine.connect(now, Some(US), peer(port), &options, &mut link));
+                conns.extend(engine.connect(now, Some(US), peer(port), &options, &link));
             }
             Step::Accept => conns.extend(engine.accept(listener)),
             Step::Send(n, len) => {

@@ -305,13 +305,13 @@ fn transfer(
     let v6 = world.net.v6;
     let at = SocketAddr::new(address(1, v6), 80);
     let listener = world.engines[1].listen(at, 4, &Options::default()).unwrap();
-    let mut link = Side {
+    let link = Side {
         side: 0,
         now: world.now,
         net: &mut world.net,
     };
     let id = world.engines[0]
-        .connect(SECOND, None, at, &Options::default(), &mut link)
+        .connect(SECOND, None, at, &Options::default(), &link)
         .unwrap();
     let mut apps = [App::new(lens[0], appetite), App::new(lens[1], appetite)];
     apps[0].id = Some(id);
@@ -441,13 +441,13 @@ fn both_call_at_once() {
     ];
     let mut apps = [App::new(30_000, 9000), App::new(70_000, 9000)];
     for side in 0..2 {
-        let mut link = Side {
+        let link = Side {
             side,
             now: world.now,
             net: &mut world.net,
         };
         let (local, remote) = (Some(ends[side]), ends[1 - side]);
-        let id = world.engines[side].connect(SECOND, local, remote, &Options::default(), &mut link);
+        let id = world.engines[side].connect(SECOND, local, remote, &Options::default(), &link);
         apps[side].id = id.ok();
     }
     while world.step() {
@@ -476,7 +476,7 @@ fn idle_connections_are_cheap() {
         .unwrap();
     let mut ids = Vec::new();
     for _ in 0..1000 {
-        let mut link = Side {
+        let link = Side {
             side: 0,
             now: world.now,
             net: &mut world.net,
@@ -484,7 +484,7 @@ fn idle_connections_are_cheap() {
         let now = world.now;
         ids.push(
             world.engines[0]
-                .connect(now, None, at, &Options::default(), &mut link)
+                .connect(now, None, at, &Options::default(), &link)
                 .unwrap(),
         );
     }

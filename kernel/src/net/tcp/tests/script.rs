@@ -608,7 +608,7 @@ fn connecting() {
         let options = Options::default();
         script
             .engine
-            .connect(script.now, local, THEM, &options, &mut script.wire)
+            .connect(script.now, local, THEM, &options, &script.wire)
     };
     let id = connect(&mut script).unwrap();
     assert_eq!(connect(&mut script), Err(Error::AddrInUse));
@@ -649,7 +649,7 @@ fn icmp_is_believed_only_where_it_fits() {
     let options = Options::default();
     let id = script
         .engine
-        .connect(script.now, Some(US), THEM, &options, &mut script.wire)
+        .connect(script.now, Some(US), THEM, &options, &script.wire)
         .unwrap();
     script.us();
     let first = script.ours.unwrap();
@@ -786,4 +786,49 @@ fn closing_a_listener_resets_what_waits() {
     let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
     let port = script.engine.listen(any, 8, &Options::default()).unwrap();
     assert_ne!(script.engine.listener_addr(port).unwrap().port(), 0);
+}
+
+#[test]
+fn options_are_offered_and_only_those_answered_count() {
+    let mut script = Script::new(Config::default());
+    script.more = true;
+    let options = Options::default();
+    let connect = |script: &mut Script| {
+        script
+            .engine
+            .connect(script.now, Some(US), THEM, &options, &script.wire)
+            .unwrap()
+    };
+    let id = connect(&mut script);
+    let offer = "S 0:0 win 65535 mss 1000 ws 3 sackok ts";
+    assert_eq!(script.us(), [offer]);
+    script.them("SA 0:0 ack 1 mss 1000 win 4");
+    assert_eq!(script.us(), ["A 1:1 ack 1 win 65535"]);
+    script.engine.abort(id).unwrap();
+    script.us();
+
+    let id = connect(&mut script);
+    script.us();
+    script.them("SA 0:0 ack 1 mss 1000 win 4 ws 7 ts 5/0");
+    assert_eq!(script.us(), ["A 1:1 ack 1 win 32768 ts"]);
+    // The SYN's own window is not scaled, those after it are.
+    script.them("A 1:1 ack 1 win 4 ts 6/0");
+    script.write(id, 5000);
+    assert_eq!(script.us(), ["A 1:513 ack 1 win 32768 ts"]);
+}
+
+/// A connection that has moved more than 2^31 bytes: its first numbers look like future ones.
+#[test]
+fn old_connections_go_on() {
+    let (mut script, id) = Script::accepted(plain(), "mss 1000");
+    let block = &mut script.engine.blocks[id.slot];
+    block.iss = block.iss - 0x9000_0000;
+    block.irs = block.irs - 0x9000_0000;
+    script.write(id, 1500);
+    assert_eq!(script.us(), ["A 1:1001 ack 1", "PA 1001:1501 ack 1"]);
+    script.them("PA 1:11 ack 1501");
+    assert_eq!(script.read(id), Ok(10));
+    assert_eq!(script.engine.unsent(id), Ok(0));
+    script.write(id, 10);
+    assert_eq!(script.us(), ["PA 1501:1511 ack 11"]);
 }
