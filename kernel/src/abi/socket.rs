@@ -605,11 +605,7 @@ unsafe extern "C" fn sys_getsockopt(
 ///
 /// # Safety
 /// Both are null, or `value` has room for `*len` bytes.
-unsafe fn write_option<T: Copy>(
-    option: T,
-    value: *mut c_void,
-    len: *mut u32,
-) -> Result<(), Errno> {
+unsafe fn write_option<T: Copy>(option: T, value: *mut c_void, len: *mut u32) -> Result<(), Errno> {
     if value.is_null() || len.is_null() {
         return Err(Errno::EFAULT);
     }

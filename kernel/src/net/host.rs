@@ -228,7 +228,11 @@ impl Host {
             let there = || self.each().filter(|(_, i)| fits(i));
             let found = there().find(|(_, i)| from.is_some() && is_from(i));
             let with_router = || {
-                there().find(|(_, i)| i.routers().iter().any(|r| r.addr.is_ipv4() == dst.is_ipv4()))
+                there().find(|(_, i)| {
+                    i.routers()
+                        .iter()
+                        .any(|r| r.addr.is_ipv4() == dst.is_ipv4())
+                })
             };
             let found = found.or_else(with_router).or_else(|| there().next());
             return found.map(|(n, _)| (n, dst));
@@ -240,7 +244,9 @@ impl Host {
             self.each()
                 .filter_map(|(n, i)| Some((n, i, i.next_hop(dst)?)))
         };
-        let found = hops().find(|(_, i, _)| is_from(i)).or_else(|| hops().next());
+        let found = hops()
+            .find(|(_, i, _)| is_from(i))
+            .or_else(|| hops().next());
         found.map(|(n, _, hop)| (n, hop))
     }
 
@@ -385,12 +391,7 @@ impl Host {
         let len = ip::length(payload);
         let ip_header = if ip.dst.is_ipv4() { 20 } else { 40 };
         let mtu = usize::from(self.mtu(number, ip.dst));
-        let mac = self
-            .interface(number)
-            .ok_or(Error::Unreachable)?
-            .0
-            .caps
-            .mac;
+        let mac = self.interface(number).ok_or(Error::Unreachable)?.0.caps.mac;
         if ip_header + len <= mtu {
             let mut head = HeaderBuffer::new();
             ip::ethernet(&mut head, mac, [0; 6], ip.dst.is_ipv6());

@@ -35,10 +35,7 @@ impl Host {
         let whole = ip::length(pieces);
         self.stats.rx_frames += 1;
         self.stats.rx_bytes += whole as u64;
-        if self
-            .frame_in(engine, number, pieces, whole, meta)
-            .is_none()
-        {
+        if self.frame_in(engine, number, pieces, whole, meta).is_none() {
             self.stats.rx_dropped += 1;
         }
     }
@@ -78,7 +75,7 @@ impl Host {
                         payload.try_push(piece).ok()?;
                     }
                 }
-                self.from_link(engine, number, &h, &payload, pieces, unicast, meta)
+                self.on_link_packet(engine, number, &h, &payload, pieces, unicast, meta)
             }
             _ => None,
         }
@@ -86,7 +83,7 @@ impl Host {
 
     /// A packet from a link: is it for us?
     #[allow(clippy::too_many_arguments, reason = "one packet's facts")]
-    fn from_link(
+    fn on_link_packet(
         &mut self,
         engine: &mut Engine,
         number: usize,

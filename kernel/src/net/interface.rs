@@ -702,7 +702,10 @@ impl Interface {
         self.control
             .poll_egress(at, &mut self.mailbox, &mut self.sockets);
         while let Some(frame) = self.mailbox.output.pop_front() {
-            if self.send(&[&frame], TxMeta::default(), true, stats).is_err() {
+            if self
+                .send(&[&frame], TxMeta::default(), true, stats)
+                .is_err()
+            {
                 stats.tx_dropped += 1;
             }
         }

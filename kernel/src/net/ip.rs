@@ -6,8 +6,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpProtocol,
-    Ipv4Packet, Ipv4Repr, Ipv6ExtHeader, Ipv6FragmentHeader, Ipv6OptionFailureType,
-    Ipv6OptionRepr, Ipv6OptionsIterator, Ipv6Packet, Ipv6Repr, checksum,
+    Ipv4Packet, Ipv4Repr, Ipv6ExtHeader, Ipv6FragmentHeader, Ipv6OptionFailureType, Ipv6OptionRepr,
+    Ipv6OptionsIterator, Ipv6Packet, Ipv6Repr, checksum,
 };
 
 /// Bytes of an Ethernet header.

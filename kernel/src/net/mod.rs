@@ -160,9 +160,7 @@ fn run(tell: Tell) {
             ANSWERS.wake_all();
         }
         if !more {
-            WORK.wait_until(deadline, || {
-                PENDING.load(Ordering::Acquire).then_some(())
-            });
+            WORK.wait_until(deadline, || PENDING.load(Ordering::Acquire).then_some(()));
         }
     }
 }

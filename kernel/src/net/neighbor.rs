@@ -244,7 +244,11 @@ mod tests {
         for i in 0..20 {
             n.wait(A, frame(i));
         }
-        let freed: Vec<u8> = n.learn(A, MAC, 5, true).iter().map(|w| w.frame[0]).collect();
+        let freed: Vec<u8> = n
+            .learn(A, MAC, 5, true)
+            .iter()
+            .map(|w| w.frame[0])
+            .collect();
         assert_eq!(freed, (4..20).collect::<Vec<u8>>());
         assert_eq!(n.find(A, 6), (Some(MAC), None));
         // It may move, but nobody else comes in unasked, and no group is at an address.

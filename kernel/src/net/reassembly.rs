@@ -54,7 +54,7 @@ impl Reassembler {
         let len = header.payload;
         let end = at.offset.checked_add(len).filter(|e| *e <= LONGEST)?;
         // Only the last fragment may have any length.
-        if len == 0 || (at.more && len % 8 != 0) {
+        if len == 0 || (at.more && !len.is_multiple_of(8)) {
             return None;
         }
         let key = Key {

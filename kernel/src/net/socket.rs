@@ -230,10 +230,7 @@ fn socket_stat() -> Stat {
 fn hops(n: i32) -> Result<u8, Errno> {
     match n {
         -1 => Ok(super::HOPS),
-        n => u8::try_from(n)
-            .ok()
-            .filter(|n| *n > 0)
-            .ok_or(Errno::EINVAL),
+        n => u8::try_from(n).ok().filter(|n| *n > 0).ok_or(Errno::EINVAL),
     }
 }
 
@@ -733,7 +730,13 @@ impl Drop for TcpSocket {
                     .unwrap_or(true)
                     .then_some(())
             };
-            if finished.is_ok() && self.common.waiters.wait_until(Some(deadline), sent).is_none() {
+            if finished.is_ok()
+                && self
+                    .common
+                    .waiters
+                    .wait_until(Some(deadline), sent)
+                    .is_none()
+            {
                 let _ = net(|stack, _| Ok(stack.engine.abort(id)?));
             }
         }
@@ -850,7 +853,12 @@ impl UdpSocket {
         found.ok_or(Errno::ENODEV)
     }
 
-    fn send_in(&self, stack: &mut Stack, bytes: &[u8], to: Option<SocketAddr>) -> Result<(), Errno> {
+    fn send_in(
+        &self,
+        stack: &mut Stack,
+        bytes: &[u8],
+        to: Option<SocketAddr>,
+    ) -> Result<(), Errno> {
         self.bind_any(stack)?;
         let socket = datagrams(stack, self.id)?;
         if let Some(error) = socket.error.take() {
@@ -898,12 +906,11 @@ impl UdpSocket {
             return Err(Errno::EINVAL);
         }
         let from = SocketAddr::new(source, port);
-        host.send_udp(from, to, hops, by, bytes)
-            .inspect_err(|e| {
-                if *e == Error::WouldBlock {
-                    host.udp.refused(self.id);
-                }
-            })?;
+        host.send_udp(from, to, hops, by, bytes).inspect_err(|e| {
+            if *e == Error::WouldBlock {
+                host.udp.refused(self.id);
+            }
+        })?;
         // Members and listeners of this host hear it too.
         let here = to.ip().is_multicast() && group_loop && host.is_member(None, to.ip());
         if here || everybody {

@@ -38,7 +38,9 @@ impl Stack {
         // What ports and identifications are drawn from may be guessed some day; TCP's secret not.
         let seed = secret
             .chunks(8)
-            .fold(0u64, |s, c| s.rotate_left(7) ^ c.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+            .fold(0u64, |s, c| {
+                s.rotate_left(7) ^ c.iter().fold(0, |n, b| n << 8 | u64::from(*b))
+            })
             .wrapping_mul(0xd6e8_feb8_6659_fd93);
         Self {
             engine: Engine::new(tcp, secret),

@@ -327,7 +327,8 @@ mod tests {
         let any = open(At::All, None);
         let one = open(At::One([10, 0, 0, 2].into()), None);
         let connected = open(At::All4, Some("10.0.0.9:99"));
-        let mut send = |from, to, many| udp.deliver(addr(from), addr(to), None, many, &[b"x", b"y"]);
+        let mut send =
+            |from, to, many| udp.deliver(addr(from), addr(to), None, many, &[b"x", b"y"]);
         assert_eq!(send("10.0.0.9:99", "10.0.0.2:7", false), 1);
         assert_eq!(send("10.0.0.8:99", "10.0.0.2:7", false), 1);
         assert_eq!(send("10.0.0.8:99", "10.0.0.3:7", false), 1);
@@ -354,7 +355,13 @@ mod tests {
         let other = udp.open(Arc::default());
         assert_eq!(udp.bind(other, At::All4, 7, true, 0), Err(Error::InUse));
         for _ in 0..10_000 {
-            udp.deliver(addr("1.1.1.1:1"), addr("2.2.2.2:7"), None, false, &[&[0; 1000]]);
+            udp.deliver(
+                addr("1.1.1.1:1"),
+                addr("2.2.2.2:7"),
+                None,
+                false,
+                &[&[0; 1000]],
+            );
         }
         let s = udp.get(id).unwrap();
         assert_eq!(s.queue.len(), QUEUE / (1000 + OVERHEAD));

@@ -46,7 +46,11 @@ fn sensible() -> Vec<Vec<u8>> {
         .connect(1, None, to, &Options::default(), host)
         .unwrap();
     let from = "[fd00::1]:7".parse().unwrap();
-    for (to, len) in [("[fd00::2]:7", 10), ("[fd00::2]:9", 3000), ("[ff05::7]:7", 1)] {
+    for (to, len) in [
+        ("[fd00::2]:7", 10),
+        ("[fd00::2]:9", 3000),
+        ("[ff05::7]:7", 1),
+    ] {
         let data = vec![0x5a; len];
         a.host
             .send_udp(from, to.parse().unwrap(), 64, None, &data)

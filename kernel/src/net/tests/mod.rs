@@ -6,9 +6,9 @@ mod sockets;
 mod streams;
 mod wire;
 
+use super::Error;
 use super::config::Config;
 use super::nic::Caps;
-use super::Error;
 use super::stack::Stack;
 use super::tcp;
 use crate::boot::cmdline::CommandLine;

@@ -30,7 +30,10 @@ fn datagrams_of_any_size_get_there() {
         let (mut a, mut b) = two(c, caps(2), passes);
         let now = clock();
         let to = udp(&mut b, 7);
-        for (n, size) in [0usize, 1, 1000, 1472, 1473, 9001, 65_507].into_iter().enumerate() {
+        for (n, size) in [0usize, 1, 1000, 1472, 1473, 9001, 65_507]
+            .into_iter()
+            .enumerate()
+        {
             for (from, dst) in [("10.0.0.1:9", "10.0.0.2:7"), ("[fd00::1]:9", "[fd00::2]:7")] {
                 let data: Vec<u8> = (0..size).map(|i| (i * 7 + n) as u8).collect();
                 let (from, dst) = (addr(from), addr(dst));
@@ -46,7 +49,9 @@ fn datagrams_of_any_size_get_there() {
         }
         assert_eq!((b.host.stats.udp_in, b.host.stats.rx_dropped), (14, 0));
         let far = addr("10.0.0.2:7");
-        let too_long = a.host.send_udp(addr("10.0.0.1:9"), far, 64, None, &[0; 65_508]);
+        let too_long = a
+            .host
+            .send_udp(addr("10.0.0.1:9"), far, 64, None, &[0; 65_508]);
         assert_eq!(too_long, Err(Error::TooLong));
     }
 }
@@ -199,7 +204,12 @@ fn dhcp_answer(frame: &[u8]) -> Option<Vec<u8>> {
         .emit(&mut w::DhcpPacket::new_unchecked(&mut dhcp[..]))
         .unwrap();
     let mut out = ip::HeaderBuffer::new();
-    ip::ethernet(&mut out, [2, 0, 0, 0, 0, 9], frame[6..12].try_into().unwrap(), false);
+    ip::ethernet(
+        &mut out,
+        [2, 0, 0, 0, 0, 9],
+        frame[6..12].try_into().unwrap(),
+        false,
+    );
     let ip = Out {
         src: server.into(),
         dst: Ipv4Addr::BROADCAST.into(),
@@ -223,7 +233,9 @@ fn an_address_comes_by_dhcp() {
     let mut asked = 0;
     let got = run(&mut [&mut a], &now, 60 * SECOND, |s, _| {
         let mut answers = Vec::new();
-        server.receive(100, &mut |pieces, _| answers.extend(dhcp_answer(&pieces.concat())));
+        server.receive(100, &mut |pieces, _| {
+            answers.extend(dhcp_answer(&pieces.concat()))
+        });
         for answer in answers {
             asked += 1;
             server.tx.lock().unwrap().put(answer, RxMeta::default());
@@ -340,7 +352,8 @@ fn names_are_looked_up() {
                         1 => answer.extend([4, 10, 0, 0, 7]),
                         _ => {
                             answer.push(16);
-                            answer.extend("fd00::7".parse::<core::net::Ipv6Addr>().unwrap().octets());
+                            answer
+                                .extend("fd00::7".parse::<core::net::Ipv6Addr>().unwrap().octets());
                         }
                     }
                 } else {
@@ -369,7 +382,10 @@ fn names_are_looked_up() {
 fn groups_are_joined_and_heard() {
     let (mut a, mut b) = two(caps(1), caps(2), false);
     let now = clock();
-    for (me, group) in [("10.0.0.1:4", "239.1.2.3:7"), ("[fd00::1]:4", "[ff05::7]:7")] {
+    for (me, group) in [
+        ("10.0.0.1:4", "239.1.2.3:7"),
+        ("[fd00::1]:4", "[ff05::7]:7"),
+    ] {
         let (me, group) = (addr(me), addr(group));
         let id = b.host.udp.open(Arc::default());
         b.host.udp.bind(id, At::All, 7, true, 0).unwrap();

@@ -99,7 +99,10 @@ fn timeouts_and_not_waiting() {
     let mut buf = [0; 10];
     let timeout = SetOption::Timeout(Name::ReceiveTimeout, 50_000_000);
     c.set_option(timeout).unwrap();
-    assert_eq!(c.option(Name::ReceiveTimeout), Ok(Value::Timeout(50_000_000)));
+    assert_eq!(
+        c.option(Name::ReceiveTimeout),
+        Ok(Value::Timeout(50_000_000))
+    );
     let began = Instant::now();
     assert_eq!(c.read(&mut buf), Err(Errno::EAGAIN));
     assert!(began.elapsed() >= Duration::from_millis(50));
@@ -159,8 +162,14 @@ fn peek_half_close_and_the_end() {
 fn connecting_fails_as_it_should() {
     start();
     let c = TcpSocket::open(false);
-    assert_eq!(c.connect(Some(addr("127.0.0.1:1"))), Err(Errno::ECONNREFUSED));
-    assert_eq!(c.connect(Some(addr("192.0.2.1:1"))), Err(Errno::ENETUNREACH));
+    assert_eq!(
+        c.connect(Some(addr("127.0.0.1:1"))),
+        Err(Errno::ECONNREFUSED)
+    );
+    assert_eq!(
+        c.connect(Some(addr("192.0.2.1:1"))),
+        Err(Errno::ENETUNREACH)
+    );
     assert_eq!(c.connect(Some(addr("[::1]:1"))), Err(Errno::EAFNOSUPPORT));
     assert_eq!(c.peer(), Err(Errno::ENOTCONN));
     assert_eq!(c.read(&mut [0; 1]), Err(Errno::ENOTCONN));
@@ -170,7 +179,10 @@ fn connecting_fails_as_it_should() {
     // As `connect_timeout` does it.
     c.set_nonblocking(true).unwrap();
     let begun = c.connect(Some(addr("127.0.0.1:1")));
-    assert!(matches!(begun, Err(Errno::EINPROGRESS | Errno::ECONNREFUSED)));
+    assert!(matches!(
+        begun,
+        Err(Errno::EINPROGRESS | Errno::ECONNREFUSED)
+    ));
     let waiting = c.waiters().unwrap();
     waiting
         .wait_until(None, || {
@@ -179,7 +191,10 @@ fn connecting_fails_as_it_should() {
                 .then_some(())
         })
         .unwrap();
-    assert_eq!(c.option(Name::Error), Ok(Value::Number(Errno::ECONNREFUSED.0)));
+    assert_eq!(
+        c.option(Name::Error),
+        Ok(Value::Number(Errno::ECONNREFUSED.0))
+    );
     let (_l, at) = listener("127.0.0.1:0");
     let c = TcpSocket::open(false);
     c.connect(Some(at)).unwrap();
@@ -210,7 +225,10 @@ fn one_listener_for_both_families() {
     c.connect(Some(SocketAddr::new([127, 0, 0, 1].into(), at.port())))
         .unwrap();
     let (s, from) = l.accept().unwrap();
-    assert_eq!(from.ip(), "::ffff:127.0.0.1".parse::<core::net::IpAddr>().unwrap());
+    assert_eq!(
+        from.ip(),
+        "::ffff:127.0.0.1".parse::<core::net::IpAddr>().unwrap()
+    );
     let s = s.socket().unwrap();
     assert_eq!(s.local().unwrap().ip().to_string(), "::ffff:127.0.0.1");
     let mapped = TcpSocket::open(true);
@@ -304,7 +322,10 @@ fn options_are_kept() {
         assert_eq!(u.option(name), Ok(Value::Number(n)), "{name:?}");
     }
     assert_eq!(t.set_option(number(Name::Ttl, 256)), Err(Errno::EINVAL));
-    assert_eq!(u.set_option(number(Name::V6Only, 1)), Err(Errno::ENOPROTOOPT));
+    assert_eq!(
+        u.set_option(number(Name::V6Only, 1)),
+        Err(Errno::ENOPROTOOPT)
+    );
     t.set_option(SetOption::Linger(Some(3))).unwrap();
     assert_eq!(t.option(Name::Linger), Ok(Value::Linger(Some(3))));
 }
@@ -318,7 +339,13 @@ fn through_the_c_interface() {
         let l = abi::socket(abi::AF_INET, abi::SOCK_STREAM, 0);
         let one = 1i32;
         let len4 = size_of::<i32>() as u32;
-        let reuse = abi::setsockopt(l, abi::SOL_SOCKET, abi::SO_REUSEADDR, (&raw const one).cast(), len4);
+        let reuse = abi::setsockopt(
+            l,
+            abi::SOL_SOCKET,
+            abi::SO_REUSEADDR,
+            (&raw const one).cast(),
+            len4,
+        );
         assert_eq!(reuse, 0);
         let mut at = abi::sockaddr_in {
             sin_family: abi::AF_INET as u8,
@@ -351,15 +378,24 @@ fn through_the_c_interface() {
         };
         let size = size_of::<abi::timeval>() as u32;
         let (level, name) = (abi::SOL_SOCKET, abi::SO_RCVTIMEO);
-        assert_eq!(abi::setsockopt(s, level, name, (&raw const time).cast(), size), 0);
+        assert_eq!(
+            abi::setsockopt(s, level, name, (&raw const time).cast(), size),
+            0
+        );
         let mut got = abi::timeval {
             tv_sec: 0,
             tv_usec: 0,
         };
         let mut len = size;
-        assert_eq!(abi::getsockopt(s, level, name, (&raw mut got).cast(), &mut len), 0);
+        assert_eq!(
+            abi::getsockopt(s, level, name, (&raw mut got).cast(), &mut len),
+            0
+        );
         assert_eq!((got.tv_sec, got.tv_usec, len), (1, 500_000, size));
-        assert_eq!(abi::getsockopt(s, 99, 99, (&raw mut got).cast(), &mut len), -Errno::ENOPROTOOPT.0);
+        assert_eq!(
+            abi::getsockopt(s, 99, 99, (&raw mut got).cast(), &mut len),
+            -Errno::ENOPROTOOPT.0
+        );
         assert_eq!(abi::shutdown(s, 9), -Errno::EINVAL.0);
         assert_eq!(abi::listen(-1, 0), -Errno::EBADF.0);
         let mut list = core::ptr::null_mut();
@@ -368,9 +404,15 @@ fn through_the_c_interface() {
             ..core::mem::zeroed()
         };
         let none = core::ptr::null();
-        assert_eq!(abi::getaddrinfo(c"localhost".as_ptr(), none, &hints, &mut list), 0);
+        assert_eq!(
+            abi::getaddrinfo(c"localhost".as_ptr(), none, &hints, &mut list),
+            0
+        );
         let first = &*list;
-        assert_eq!((first.ai_family, first.ai_socktype), (abi::AF_INET, abi::SOCK_STREAM));
+        assert_eq!(
+            (first.ai_family, first.ai_socktype),
+            (abi::AF_INET, abi::SOCK_STREAM)
+        );
         let second = &*first.ai_next;
         assert!(second.ai_family == abi::AF_INET6 && second.ai_next.is_null());
         let a = &*second.ai_addr.cast::<abi::sockaddr_in6>();

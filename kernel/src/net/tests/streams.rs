@@ -132,16 +132,30 @@ fn all_offloads_and_none() {
         if gso {
             (c.gso4_max, c.gso6_max) = (65_000, 65_000);
         }
-        let (mut a, mut b) = two(c, crate::net::nic::Caps { mac: caps(2).mac, ..c }, passes);
+        let (mut a, mut b) = two(
+            c,
+            crate::net::nic::Caps {
+                mac: caps(2).mac,
+                ..c
+            },
+            passes,
+        );
         let to = if v6 { "[fd00::2]:80" } else { "10.0.0.2:80" };
         exchange(&mut a, &mut b, to, 1_000_000, 60 * SECOND);
         for s in [&a, &b] {
             let (t, n) = (s.engine.stats(), s.host.stats);
-            assert_eq!((t.retransmits, t.malformed, n.rx_dropped, n.tx_dropped), (0, 0, 0, 0));
+            assert_eq!(
+                (t.retransmits, t.malformed, n.rx_dropped, n.tx_dropped),
+                (0, 0, 0, 0)
+            );
         }
         if gso {
             // Many segments in one.
-            assert!(a.engine.stats().segments_out < 300, "{:?}", a.engine.stats());
+            assert!(
+                a.engine.stats().segments_out < 300,
+                "{:?}",
+                a.engine.stats()
+            );
         }
     }
 }
@@ -168,7 +182,10 @@ fn to_itself() {
         });
         assert!(done && down.got == up.to_send);
         assert_eq!(a.engine.local_addr(client).unwrap().ip(), to.ip());
-        assert!(a.host.stats.tx_frames - before <= 3, "router solicitations only");
+        assert!(
+            a.host.stats.tx_frames - before <= 3,
+            "router solicitations only"
+        );
     }
 }
 
@@ -263,7 +280,8 @@ fn with_smoltcp(faults: Faults, seed: u64, v6: bool, we_listen: bool, len: usize
     let config = smoltcp::iface::Config::new(address);
     let mut them = Interface::new(config, &mut plug, Instant::ZERO);
     them.update_ip_addrs(|a| {
-        a.push(IpCidr::new("10.0.0.2".parse().unwrap(), 24)).unwrap();
+        a.push(IpCidr::new("10.0.0.2".parse().unwrap(), 24))
+            .unwrap();
         a.push(IpCidr::new("fd00::2".parse().unwrap(), 64)).unwrap();
     });
     let buffer = || other::SocketBuffer::new(vec![0; 60_000]);
