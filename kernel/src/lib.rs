@@ -22,6 +22,8 @@ pub mod end;
 #[cfg(target_os = "hermit")]
 pub mod entry;
 pub mod image;
+#[cfg(target_os = "hermit")]
+mod log;
 pub mod memory;
 pub mod net;
 pub mod replace;
