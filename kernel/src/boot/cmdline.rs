@@ -37,17 +37,21 @@ impl CommandLine {
         self.text.split_ascii_whitespace()
     }
 
-    /// The value of `segue.KEY`; the last one said counts.
-    #[must_use]
-    pub fn option(&self, key: &str) -> Option<&str> {
+    /// All values of `segue.KEY`, in order.
+    pub fn options<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> {
         self.words()
             .take_while(|w| *w != "--")
-            .filter_map(|w| {
+            .filter_map(move |w| {
                 w.strip_prefix("segue.")?
                     .strip_prefix(key)?
                     .strip_prefix('=')
             })
-            .last()
+    }
+
+    /// The value of `segue.KEY`; the last one said counts.
+    #[must_use]
+    pub fn option(&self, key: &str) -> Option<&str> {
+        self.options(key).last()
     }
 
     /// The app's environment: `NAME=VALUE` of each `segue.env.NAME=VALUE`.

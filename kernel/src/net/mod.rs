@@ -1,3 +1,260 @@
-//! The network.
+//! The network: everything between a device that moves Ethernet frames and the sockets of std.
+//!
+//! A [`stack::Stack`] is plain code, told the time and called under one lock. Its
+//! [`interface::Interface`]s have devices ([`nic`]); `input.rs` takes their frames: TCP's go
+//! straight to its engine ([`tcp`]) and UDP's to sockets ([`udp`]), without a copy on the way;
+//! `host.rs` sends. What is left to smoltcp are wire formats, group reports and the clients of DHCP
+//! and DNS.
+//!
+//! One thread does what devices and timers ask for, with a bound on each round. Who sends or
+//! receives runs the stack on its own thread, under the same lock.
 
+pub mod config;
+pub mod host;
+mod input;
+pub mod interface;
+pub mod ip;
+pub mod lock;
+pub mod neighbor;
+pub mod nic;
+pub mod ports;
+pub mod reassembly;
+pub mod resolve;
+pub mod socket;
+pub mod stack;
+pub mod stats;
+pub mod streams;
 pub mod tcp;
+#[cfg(test)]
+mod tests;
+pub mod udp;
+
+use crate::task::{self, wait::WaitQueue};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use resolve::ResolveError;
+use stack::Stack;
+
+/// TTL or hop limit of what says nothing else (IANA).
+pub const HOPS: u8 = 64;
+
+/// Why something of the network's was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Not now.
+    WouldBlock,
+    /// It makes no sense.
+    Invalid,
+    /// Somebody else has the address and port.
+    InUse,
+    /// No address of this host.
+    NotLocal,
+    /// No route.
+    Unreachable,
+    /// The next neighbour does not answer, or a router says that the host can't be reached.
+    HostUnreachable,
+    /// Nobody there takes it.
+    Refused,
+    /// A router or this host forbids it.
+    Denied,
+    /// Somebody on the way could not understand it.
+    Protocol,
+    /// Longer than any packet.
+    TooLong,
+    /// Longer than what passes on the way, in bytes of the IP packet.
+    PathTooLong(u32),
+    /// There is nobody to send it to.
+    NoDestination,
+    /// There is no such interface.
+    NoInterface,
+    /// No memory or no table entry for it.
+    NoBuffers,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WouldBlock => "not now",
+            Self::Invalid => "it makes no sense",
+            Self::InUse => "address in use",
+            Self::NotLocal => "no address of this host",
+            Self::Unreachable => "no route",
+            Self::HostUnreachable => "the host can't be reached",
+            Self::Refused => "nobody there takes it",
+            Self::Denied => "not permitted",
+            Self::Protocol => "not understood on the way",
+            Self::TooLong => "longer than any packet",
+            Self::PathTooLong(_) => "longer than what passes on the way",
+            Self::NoDestination => "no destination",
+            Self::NoInterface => "no such interface",
+            Self::NoBuffers => "no memory for it",
+        })
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<nic::SendError> for Error {
+    fn from(error: nic::SendError) -> Self {
+        match error {
+            nic::SendError::Full => Self::WouldBlock,
+            nic::SendError::Refused => Self::TooLong,
+        }
+    }
+}
+
+static STACK: lock::Mutex<Option<Stack>> = lock::Mutex::new(None);
+/// What the network's thread waits in.
+static WORK: WaitQueue = WaitQueue::new();
+/// Something has happened since the thread last looked.
+static PENDING: AtomicBool = AtomicBool::new(false);
+/// The thread sleeps no longer than until then.
+static ARMED: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Those who wait for names.
+static ANSWERS: WaitQueue = WaitQueue::new();
+
+/// How long a name may take to be found, in ns: three servers' time-outs of smoltcp's client.
+const LOOK_UP_TIME: u64 = 30_000_000_000;
+
+/// Tells what has changed: one line for each interface.
+pub type Tell = fn(fmt::Arguments<'_>);
+
+/// Starts the network, once. The secret must be random; `tell` is given a line whenever addresses
+/// change.
+pub fn start(config: config::Config, tcp: tcp::Config, secret: [u8; 32], tell: Tell) {
+    let mut stack = STACK.lock();
+    if stack.is_none() {
+        *stack = Some(Stack::new(config, tcp, secret, task::now()));
+        drop(stack);
+        // Without it nothing works, and there is nobody to tell.
+        let _ = task::spawn("net", move || run(tell));
+    }
+}
+
+/// A device has something received, or room to send again. May be called in interrupt context.
+pub fn notify() {
+    if !PENDING.swap(true, Ordering::AcqRel) {
+        WORK.wake_one();
+    }
+}
+
+fn run(tell: Tell) {
+    loop {
+        PENDING.store(false, Ordering::Release);
+        let mut guard = STACK.lock();
+        let Some(stack) = guard.as_mut() else {
+            return;
+        };
+        let more = stack.round(task::now());
+        let deadline = stack.deadline();
+        ARMED.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
+        if core::mem::take(&mut stack.changed) {
+            describe(stack, tell);
+        }
+        let answered = core::mem::take(&mut stack.answered);
+        drop(guard);
+        if answered {
+            ANSWERS.wake_all();
+        }
+        if !more {
+            WORK.wait_until(deadline, || PENDING.load(Ordering::Acquire).then_some(()));
+        }
+    }
+}
+
+fn describe(stack: &Stack, tell: Tell) {
+    struct List<'a, T>(&'a [T]);
+    impl<T: fmt::Display> fmt::Display for List<'_, T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for (n, item) in self.0.iter().enumerate() {
+                write!(f, "{}{item}", if n == 0 { "" } else { "," })?;
+            }
+            Ok(())
+        }
+    }
+    let dns = stack.host.name_servers();
+    for (number, i) in stack.host.each() {
+        let [a, b, c, d, e, f] = i.caps.mac;
+        let addresses: Vec<_> = i.addresses().iter().map(|a| a.cidr).collect();
+        let routers: Vec<_> = i.routers().iter().map(|r| r.addr).collect();
+        tell(format_args!(
+            "net interface={number} mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu={} \
+             ip={} gateway={} dns={}",
+            i.caps.mtu,
+            List(&addresses),
+            List(&routers),
+            List(&dns),
+        ));
+    }
+}
+
+/// Runs `f` on the stack, and then what that has begun. `None` before the start.
+pub fn with<R>(f: impl FnOnce(&mut Stack, u64) -> R) -> Option<R> {
+    let mut guard = STACK.lock();
+    let stack = guard.as_mut()?;
+    let now = task::now();
+    stack.host.now = now;
+    let result = f(stack, now);
+    let more = stack.settle(now);
+    let deadline = stack.deadline().unwrap_or(u64::MAX);
+    let sooner = deadline < ARMED.load(Ordering::Relaxed);
+    if sooner {
+        ARMED.store(deadline, Ordering::Relaxed);
+    }
+    let wake = more || sooner || stack.changed;
+    drop(guard);
+    if wake {
+        notify();
+    }
+    Some(result)
+}
+
+/// Runs `f` on the stack, where that changes nothing that would have to be sent or told.
+pub fn look<R>(f: impl FnOnce(&mut Stack) -> R) -> Option<R> {
+    STACK.lock().as_mut().map(f)
+}
+
+/// Adds a device; gives the interface's number. The device calls [`notify`].
+///
+/// # Errors
+/// [`Error::Invalid`] before [`start`], or if its Ethernet address is none.
+pub fn attach(nic: Box<dyn nic::Nic + Send>) -> Result<usize, Error> {
+    with(|stack, now| stack.attach(now, nic)).unwrap_or(Err(Error::Invalid))
+}
+
+/// Takes a device away and gives it back.
+pub fn detach(number: usize) -> Option<Box<dyn nic::Nic + Send>> {
+    with(|stack, now| stack.detach(now, number))?
+}
+
+/// What was done so far.
+#[must_use]
+pub fn stats() -> stats::Stats {
+    look(|stack| stack.host.stats).unwrap_or_default()
+}
+
+/// What TCP has done so far.
+#[must_use]
+pub fn tcp_stats() -> tcp::Stats {
+    look(|stack| stack.engine.stats()).unwrap_or_default()
+}
+
+/// The addresses of a host, by its name; those there is a way to first.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn look_up(name: &str, v4: bool, v6: bool) -> Result<Vec<IpAddr>, ResolveError> {
+    let begun = with(|stack, _| stack.host.look_up(name, v4, v6));
+    let mut lookup = begun.unwrap_or(Err(ResolveError::NoServer))?;
+    let deadline = task::now().saturating_add(LOOK_UP_TIME);
+    let done = ANSWERS.wait_until(Some(deadline), || {
+        look(|stack| stack.host.looked_up(&mut lookup)).flatten()
+    });
+    done.unwrap_or_else(|| {
+        look(|stack| stack.host.cancel(&mut lookup));
+        Err(ResolveError::Unknown)
+    })
+}

@@ -1,0 +1,771 @@
+//! One device and what belongs to it: addresses and routers, neighbours, and smoltcp's interface,
+//! which reports group memberships and runs the clients of DHCP and DNS. Router advertisements are taken here (RFC 4861 section 6.3, RFC 4862).
+
+use super::config::{Cidr, usable};
+use super::ip::{self, HeaderBuffer, Out};
+use super::neighbor::{Mac, Neighbors, Question};
+use super::nic::{Caps, Nic, SendError, TxMeta};
+use super::stats::Stats;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use core::net::{IpAddr, Ipv6Addr};
+use smoltcp::iface::{Interface as Control, SocketHandle, SocketSet};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{dhcpv4, dns};
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, Ipv6Packet, NdiscOption, NdiscOptionRepr,
+    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
+};
+
+/// Most addresses of an interface (smoltcp's limit is the same).
+pub const ADDRESSES: usize = 8;
+/// Most routers.
+const ROUTERS: usize = 4;
+/// Most frames that wait to be sent, made while the device was busy.
+const OUTBOX: usize = 256;
+/// Most frames that wait for smoltcp.
+const INBOX: usize = 64;
+/// Router solicitations, and the time between two (RFC 4861 section 10), in ns.
+const SOLICITATIONS: u8 = 3;
+const SOLICIT_EVERY: u64 = 4_000_000_000;
+/// How often smoltcp is called while group reports may be due, in ns.
+const REPORTS_EVERY: u64 = 100_000_000;
+/// How long they may be due after a query, in ns (the longest response time is 25.5 s in IGMPv2).
+const REPORTS_FOR: u64 = 26_000_000_000;
+const TWO_HOURS: u64 = 7_200_000_000_000;
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
+/// Where an address or a router comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line, or the Ethernet address (link-local).
+    Fixed,
+    /// A DHCP server.
+    Dhcp,
+    /// A router's advertisement; good until then (system time, ns).
+    Router(u64),
+}
+
+/// An address of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address and its link.
+    pub cidr: Cidr,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// A default router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Router {
+    /// Its address on the link.
+    pub addr: IpAddr,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Frames between the stack and smoltcp.
+#[derive(Debug)]
+struct Mailbox {
+    input: VecDeque<Vec<u8>>,
+    output: VecDeque<Vec<u8>>,
+    mtu: usize,
+}
+
+struct Received(Vec<u8>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+struct ToSend<'a>(&'a mut VecDeque<Vec<u8>>);
+
+impl TxToken for ToSend<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = alloc::vec![0; len];
+        let result = f(&mut frame);
+        self.0.push_back(frame);
+        result
+    }
+}
+
+impl Device for Mailbox {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = ToSend<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, ToSend<'_>)> {
+        let frame = self.input.pop_front()?;
+        Some((Received(frame), ToSend(&mut self.output)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<ToSend<'_>> {
+        (self.output.len() < OUTBOX).then_some(ToSend(&mut self.output))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut caps = DeviceCapabilities::default();
+        caps.medium = Medium::Ethernet;
+        caps.max_transmission_unit = self.mtu + ip::ETHERNET;
+        caps
+    }
+}
+
+/// A frame that waits for the device.
+struct Outgoing {
+    frame: Vec<u8>,
+    meta: TxMeta,
+}
+
+/// One interface.
+pub struct Interface {
+    /// The device; not there while it passes what it received.
+    pub nic: Option<Box<dyn Nic + Send>>,
+    /// What the device can do.
+    pub caps: Caps,
+    /// Tells it from others that had, or will have, the same number.
+    pub serial: u32,
+    /// Who else is on the link.
+    pub neighbors: Neighbors,
+    addresses: ArrayVec<Address, ADDRESSES>,
+    routers: ArrayVec<Router, ROUTERS>,
+    /// Name servers that DHCP told.
+    pub dns: ArrayVec<IpAddr, 4>,
+    control: Control,
+    sockets: SocketSet<'static>,
+    mailbox: Mailbox,
+    dhcp: Option<SocketHandle>,
+    dns_client: SocketHandle,
+    queries: usize,
+    control_due: Option<u64>,
+    reports_until: u64,
+    solicitations: u8,
+    solicit_at: u64,
+    outbox: VecDeque<Outgoing>,
+}
+
+impl core::fmt::Debug for Interface {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Interface")
+            .field("caps", &self.caps)
+            .field("addresses", &self.addresses)
+            .field("routers", &self.routers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// smoltcp's time.
+fn instant(now: u64) -> Instant {
+    Instant::from_micros(i64::try_from(now / 1000).unwrap_or(i64::MAX))
+}
+
+/// System time, rounded up so that what is due then is due.
+fn system_time(at: Instant) -> u64 {
+    u64::try_from(at.total_micros())
+        .unwrap_or(0)
+        .saturating_mul(1000)
+}
+
+/// The Ethernet address of a group (RFC 1112 section 6.4, RFC 2464 section 7) or of all.
+#[must_use]
+pub fn group_mac(addr: IpAddr) -> Option<Mac> {
+    match addr {
+        IpAddr::V4(a) if a.is_broadcast() => Some([0xff; 6]),
+        IpAddr::V4(a) if a.is_multicast() => {
+            let [_, b, c, d] = a.octets();
+            Some([1, 0, 0x5e, b & 0x7f, c, d])
+        }
+        IpAddr::V6(a) if a.is_multicast() => {
+            let [.., b, c, d, e] = a.octets();
+            Some([0x33, 0x33, b, c, d, e])
+        }
+        _ => None,
+    }
+}
+
+fn link_local(a: IpAddr) -> bool {
+    match a {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+/// The address with this Ethernet address's EUI-64 in its lower half (RFC 4291 appendix A).
+fn with_eui64(prefix: Ipv6Addr, mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let id = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let upper = u128::from(prefix) >> 64 << 64;
+    Ipv6Addr::from(upper | u128::from(id))
+}
+
+impl Interface {
+    /// Around a device. `None` if its Ethernet address is none.
+    #[must_use]
+    pub fn new(nic: Box<dyn Nic + Send>, seed: u64, dhcp: bool, now: u64) -> Option<Self> {
+        let serial = seed as u32;
+        let mut caps = nic.caps();
+        if caps.mac[0] & 1 != 0 || caps.mac == [0; 6] {
+            return None;
+        }
+        // The least that IPv4 hosts take (RFC 791); IPv6 is not used below 1280 (RFC 8200).
+        caps.mtu = caps.mtu.max(576);
+        let mut mailbox = Mailbox {
+            input: VecDeque::new(),
+            output: VecDeque::new(),
+            mtu: usize::from(caps.mtu),
+        };
+        let address = HardwareAddress::Ethernet(EthernetAddress(caps.mac));
+        let mut config = smoltcp::iface::Config::new(address);
+        config.random_seed = seed;
+        let control = Control::new(config, &mut mailbox, instant(now));
+        let mut sockets = SocketSet::new(Vec::new());
+        let dhcp = dhcp.then(|| sockets.add(dhcpv4::Socket::new()));
+        let dns_client = sockets.add(dns::Socket::new(&[], Vec::new()));
+        let mut new = Self {
+            nic: Some(nic),
+            caps,
+            serial,
+            neighbors: Neighbors::default(),
+            addresses: ArrayVec::new(),
+            routers: ArrayVec::new(),
+            dns: ArrayVec::new(),
+            control,
+            sockets,
+            mailbox,
+            dhcp,
+            dns_client,
+            queries: 0,
+            control_due: Some(now),
+            reports_until: 0,
+            solicitations: 0,
+            solicit_at: now,
+            outbox: VecDeque::new(),
+        };
+        if new.has_v6() {
+            let addr = with_eui64(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), caps.mac);
+            new.solicitations = SOLICITATIONS;
+            new.add_address(Address {
+                cidr: Cidr {
+                    addr: addr.into(),
+                    len: 64,
+                },
+                origin: Origin::Fixed,
+            });
+        }
+        Some(new)
+    }
+
+    /// Whether the link can carry IPv6.
+    #[must_use]
+    pub fn has_v6(&self) -> bool {
+        self.caps.mtu >= 1280
+    }
+
+    /// Our addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The default routers.
+    #[must_use]
+    pub fn routers(&self) -> &[Router] {
+        &self.routers
+    }
+
+    /// Whether an address is ours.
+    #[must_use]
+    pub fn has(&self, addr: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.cidr.addr == addr)
+    }
+
+    /// Whether an address means everybody on this link.
+    #[must_use]
+    pub fn is_broadcast(&self, addr: IpAddr) -> bool {
+        addr == IpAddr::V4(core::net::Ipv4Addr::BROADCAST)
+            || self
+                .addresses
+                .iter()
+                .any(|a| a.cidr.broadcast() == Some(addr))
+    }
+
+    /// Gives the interface an address; the last one there is room for is kept.
+    pub fn add_address(&mut self, address: Address) {
+        if usable(address.cidr.addr) && !self.has(address.cidr.addr) {
+            let _ = self.addresses.try_push(address);
+            self.tell_control();
+        }
+    }
+
+    /// Adds a default router.
+    pub fn add_router(&mut self, router: Router) {
+        if usable(router.addr) && !self.routers.iter().any(|r| r.addr == router.addr) {
+            let _ = self.routers.try_push(router);
+            self.tell_control();
+        }
+    }
+
+    /// Passes addresses and routers on to smoltcp.
+    fn tell_control(&mut self) {
+        let addresses = &self.addresses;
+        self.control.update_ip_addrs(|all| {
+            all.clear();
+            for a in addresses {
+                let _ = all.push(IpCidr::new(a.cidr.addr.into(), a.cidr.len));
+            }
+        });
+        let routers = &self.routers;
+        let routes = self.control.routes_mut();
+        routes.remove_default_ipv4_route();
+        routes.remove_default_ipv6_route();
+        for r in routers.iter().rev() {
+            let _ = match r.addr {
+                IpAddr::V4(a) => routes.add_default_ipv4_route(a),
+                IpAddr::V6(a) => routes.add_default_ipv6_route(a),
+            };
+        }
+        self.control_due = Some(0);
+    }
+
+    /// The neighbour that a packet to `dst` goes to, if this interface leads there.
+    #[must_use]
+    pub fn next_hop(&self, dst: IpAddr) -> Option<IpAddr> {
+        if dst.is_ipv6() && !self.has_v6() {
+            return None;
+        }
+        if self.on_link(dst) {
+            return Some(dst);
+        }
+        let source = self.addresses.iter();
+        let mut source = source.filter(|a| a.cidr.addr.is_ipv4() == dst.is_ipv4());
+        // From a link-local address nothing goes further.
+        if dst.is_ipv6() && !source.any(|a| !link_local(a.cidr.addr)) {
+            return None;
+        }
+        let mut routers = self.routers.iter().map(|r| r.addr);
+        routers.find(|r| r.is_ipv4() == dst.is_ipv4())
+    }
+
+    /// Whether `dst` is on this link.
+    #[must_use]
+    pub fn on_link(&self, dst: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.cidr.contains(dst))
+    }
+
+    /// The address of ours from which packets to `dst` go (RFC 6724 for IPv6, as far as smoltcp
+    /// has it).
+    #[must_use]
+    pub fn source_for(&self, dst: IpAddr) -> Option<IpAddr> {
+        match dst {
+            IpAddr::V4(_) => {
+                let hop = self.next_hop(dst);
+                let mut v4 = self.addresses.iter().filter(|a| a.cidr.addr.is_ipv4());
+                let on_link = |a: &&Address| hop.is_some_and(|h| a.cidr.contains(h));
+                let first = v4.clone().next();
+                v4.find(on_link).or(first).map(|a| a.cidr.addr)
+            }
+            IpAddr::V6(a) if !a.is_unspecified() && self.has_v6() => {
+                let source = self.control.get_source_address_ipv6(&a);
+                (!source.is_loopback()).then_some(source.into())
+            }
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// Sends a frame, or keeps it for the time when the device takes it.
+    ///
+    /// # Errors
+    /// [`SendError::Full`]: the frame was neither sent nor kept.
+    pub fn send(
+        &mut self,
+        pieces: &[&[u8]],
+        meta: TxMeta,
+        keep: bool,
+        stats: &mut Stats,
+    ) -> Result<(), SendError> {
+        let result = match &mut self.nic {
+            Some(nic) if self.outbox.is_empty() => nic.send(pieces, meta),
+            _ => Err(SendError::Full),
+        };
+        match result {
+            Ok(()) => {
+                stats.tx_frames += 1;
+                stats.tx_bytes += ip::length(pieces) as u64;
+            }
+            Err(SendError::Full) if keep && self.outbox.len() < OUTBOX => {
+                let frame = pieces.concat();
+                self.outbox.push_back(Outgoing { frame, meta });
+                return Ok(());
+            }
+            Err(SendError::Full) => {}
+            Err(SendError::Refused) => stats.tx_dropped += 1,
+        }
+        result
+    }
+
+    /// Sends what waits for the device; true if nothing waits any more.
+    pub fn send_waiting(&mut self, stats: &mut Stats) -> bool {
+        let Some(nic) = &mut self.nic else {
+            return self.outbox.is_empty();
+        };
+        while let Some(next) = self.outbox.front() {
+            match nic.send(&[&next.frame], next.meta) {
+                Ok(()) => {
+                    stats.tx_frames += 1;
+                    stats.tx_bytes += next.frame.len() as u64;
+                }
+                Err(SendError::Full) => return false,
+                Err(SendError::Refused) => stats.tx_dropped += 1,
+            }
+            self.outbox.pop_front();
+        }
+        nic.tx_ready()
+    }
+
+    /// Asks the link for a neighbour.
+    pub fn ask(&mut self, question: Question, stats: &mut Stats) {
+        let Some(source) = self.source_for(question.addr) else {
+            return;
+        };
+        let me = EthernetAddress(self.caps.mac);
+        let mut frame = Vec::new();
+        match (question.addr, source) {
+            (IpAddr::V4(target), IpAddr::V4(source)) => {
+                let to = question.mac.unwrap_or([0xff; 6]);
+                let arp = ArpRepr::EthernetIpv4 {
+                    operation: ArpOperation::Request,
+                    source_hardware_addr: me,
+                    source_protocol_addr: source,
+                    target_hardware_addr: EthernetAddress(question.mac.unwrap_or_default()),
+                    target_protocol_addr: target,
+                };
+                frame.resize(ip::ETHERNET + arp.buffer_len(), 0);
+                let mut out = EthernetFrame::new_unchecked(&mut frame[..]);
+                out.set_src_addr(me);
+                out.set_dst_addr(EthernetAddress(to));
+                out.set_ethertype(EthernetProtocol::Arp);
+                arp.emit(&mut ArpPacket::new_unchecked(out.payload_mut()));
+            }
+            (IpAddr::V6(target), IpAddr::V6(source)) => {
+                // The solicited-node group (RFC 4291 section 2.7.1), or the neighbour itself.
+                let [.., a, b, c] = target.octets();
+                let group = u128::from(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0));
+                let low = u128::from(u32::from_be_bytes([0, a, b, c]));
+                let dst = match question.mac {
+                    Some(_) => target,
+                    None => Ipv6Addr::from(group | low),
+                };
+                let message = NdiscRepr::NeighborSolicit {
+                    target_addr: target,
+                    lladdr: Some(me.into()),
+                };
+                let to = question.mac.or_else(|| group_mac(dst.into()));
+                frame = self.ndisc(message, source, dst, to.unwrap_or([0xff; 6]));
+            }
+            _ => return,
+        }
+        let _ = self.send(&[&frame], TxMeta::default(), true, stats);
+    }
+
+    /// A frame with a neighbour discovery message.
+    #[must_use]
+    pub fn ndisc(&self, message: NdiscRepr<'_>, src: Ipv6Addr, dst: Ipv6Addr, to: Mac) -> Vec<u8> {
+        let message = Icmpv6Repr::Ndisc(message);
+        let mut head = HeaderBuffer::new();
+        ip::ethernet(&mut head, self.caps.mac, to, true);
+        let out = Out {
+            src: src.into(),
+            dst: dst.into(),
+            protocol: ip::ICMPV6,
+            hops: 255,
+        };
+        ip::header(&mut head, &out, message.buffer_len(), None);
+        let mut frame = head.to_vec();
+        let start = frame.len();
+        frame.resize(start + message.buffer_len(), 0);
+        message.emit(
+            &src,
+            &dst,
+            &mut Icmpv6Packet::new_unchecked(&mut frame[start..]),
+            &ChecksumCapabilities::default(),
+        );
+        frame
+    }
+
+    /// Leaves a frame for smoltcp, which is called in the next [`Interface::run`].
+    pub fn to_control(&mut self, frame: Vec<u8>) -> bool {
+        let room = self.mailbox.input.len() < INBOX;
+        if room {
+            self.mailbox.input.push_back(frame);
+            self.control_due = Some(0);
+        }
+        room
+    }
+
+    /// Group queries came: reports may become due.
+    pub fn expect_reports(&mut self, now: u64) {
+        self.reports_until = now.saturating_add(REPORTS_FOR);
+    }
+
+    /// Whether a DHCP client runs here.
+    #[must_use]
+    pub fn has_dhcp(&self) -> bool {
+        self.dhcp.is_some()
+    }
+
+    /// Whether names are being looked up here.
+    #[must_use]
+    pub fn has_queries(&self) -> bool {
+        self.queries > 0
+    }
+
+    /// Takes a router's advertisement; `frame` is all of it from the IP header on, with right
+    /// checksum, from a neighbour (hop limit 255).
+    pub fn advertised(&mut self, now: u64, packet: &[u8]) -> Option<()> {
+        let packet = Ipv6Packet::new_checked(packet).ok()?;
+        let src = packet.src_addr();
+        if !src.is_unicast_link_local() {
+            return None;
+        }
+        let message = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+        let lifetime = message.router_lifetime().total_micros() * 1000;
+        let router = IpAddr::V6(src);
+        if lifetime == 0 {
+            self.routers
+                .retain(|r| r.addr != router || r.origin == Origin::Fixed);
+        } else {
+            let origin = Origin::Router(now.saturating_add(lifetime));
+            match self.routers.iter_mut().find(|r| r.addr == router) {
+                Some(r) if r.origin != Origin::Fixed => r.origin = origin,
+                Some(_) => {}
+                None => self.add_router(Router {
+                    addr: router,
+                    origin,
+                }),
+            }
+            self.solicitations = 0;
+        }
+        let mut options = message.payload();
+        while let Ok(option) = NdiscOption::new_checked(options) {
+            if let Ok(NdiscOptionRepr::PrefixInformation(prefix)) = NdiscOptionRepr::parse(&option)
+            {
+                self.prefix(now, &prefix);
+            }
+            let len = usize::from(option.data_len()) * 8;
+            options = options.get(len..).filter(|_| len > 0)?;
+        }
+        self.tell_control();
+        Some(())
+    }
+
+    /// RFC 4862 section 5.5.3.
+    fn prefix(&mut self, now: u64, prefix: &NdiscPrefixInformation) {
+        let addr = IpAddr::V6(with_eui64(prefix.prefix, self.caps.mac));
+        let autonomous = prefix.flags.contains(NdiscPrefixInfoFlags::ADDRCONF);
+        if !autonomous
+            || prefix.prefix_len != 64
+            || !usable(addr)
+            || link_local(addr)
+            || prefix.preferred_lifetime > prefix.valid_lifetime
+        {
+            return;
+        }
+        let valid = prefix.valid_lifetime.total_micros().saturating_mul(1000);
+        let until = now.saturating_add(valid);
+        let on_link = prefix.flags.contains(NdiscPrefixInfoFlags::ON_LINK);
+        let len = if on_link { 64 } else { 128 };
+        match self.addresses.iter_mut().find(|a| a.cidr.addr == addr) {
+            Some(a) => {
+                if let Origin::Router(old) = &mut a.origin {
+                    let left = old.saturating_sub(now);
+                    // Nobody can take an address away at once.
+                    if valid > TWO_HOURS || valid > left {
+                        *old = until;
+                    } else if left > TWO_HOURS {
+                        *old = now.saturating_add(TWO_HOURS);
+                    }
+                    a.cidr.len = len;
+                }
+            }
+            None if valid > 0 => self.add_address(Address {
+                cidr: Cidr { addr, len },
+                origin: Origin::Router(until),
+            }),
+            None => {}
+        }
+    }
+
+    /// Joins a group, or leaves it.
+    pub fn membership(&mut self, group: IpAddr, join: bool) -> bool {
+        self.control_due = Some(0);
+        let group = smoltcp::wire::IpAddress::from(group);
+        if join {
+            self.control.join_multicast_group(group).is_ok()
+        } else {
+            self.control.leave_multicast_group(group).is_ok()
+        }
+    }
+
+    /// Begins to look a name up at these servers.
+    ///
+    /// # Errors
+    /// As smoltcp says.
+    pub fn look_up(
+        &mut self,
+        name: &str,
+        kind: smoltcp::wire::DnsQueryType,
+        servers: &[IpAddr],
+    ) -> Result<dns::QueryHandle, dns::StartQueryError> {
+        let servers: ArrayVec<smoltcp::wire::IpAddress, 4> =
+            servers.iter().take(4).map(|s| (*s).into()).collect();
+        let socket = self.sockets.get_mut::<dns::Socket<'_>>(self.dns_client);
+        socket.update_servers(&servers);
+        let query = socket.start_query(self.control.context(), name, kind)?;
+        self.queries += 1;
+        self.control_due = Some(0);
+        Ok(query)
+    }
+
+    /// What became of a look-up: `None`: nothing yet. The handle is used up by any other answer.
+    pub fn looked_up(
+        &mut self,
+        query: dns::QueryHandle,
+    ) -> Option<Result<ArrayVec<IpAddr, 16>, ()>> {
+        let socket = self.sockets.get_mut::<dns::Socket<'_>>(self.dns_client);
+        let result = match socket.get_query_result(query) {
+            Err(dns::GetQueryResultError::Pending) => return None,
+            Err(dns::GetQueryResultError::Failed) => Err(()),
+            Ok(found) => Ok(found.into_iter().map(IpAddr::from).take(16).collect()),
+        };
+        self.queries -= 1;
+        Some(result)
+    }
+
+    /// Ends a look-up that is not yet answered.
+    pub fn cancel(&mut self, query: dns::QueryHandle) {
+        let socket = self.sockets.get_mut::<dns::Socket<'_>>(self.dns_client);
+        socket.cancel_query(query);
+        self.queries -= 1;
+    }
+
+    /// When [`Interface::run`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        let lifetimes = self.addresses.iter().map(|a| a.origin);
+        let lifetimes = lifetimes.chain(self.routers.iter().map(|r| r.origin));
+        let lifetimes = lifetimes.filter_map(|o| match o {
+            Origin::Router(until) => Some(until),
+            _ => None,
+        });
+        lifetimes
+            .chain(self.control_due)
+            .chain(self.neighbors.deadline())
+            .chain((self.solicitations > 0).then_some(self.solicit_at))
+            .min()
+    }
+
+    /// Does what is due: smoltcp, router solicitations, lifetimes. True if addresses, routers or
+    /// name servers have changed.
+    pub fn run(&mut self, now: u64, stats: &mut Stats) -> bool {
+        let mut changed = self.expire(now);
+        if self.solicitations > 0 && self.solicit_at <= now {
+            self.solicitations -= 1;
+            self.solicit_at = now.saturating_add(SOLICIT_EVERY);
+            if let Some(IpAddr::V6(source)) = self.source_for(ALL_ROUTERS.into()) {
+                let message = NdiscRepr::RouterSolicit {
+                    lladdr: Some(EthernetAddress(self.caps.mac).into()),
+                };
+                let to = group_mac(ALL_ROUTERS.into()).unwrap_or([0xff; 6]);
+                let frame = self.ndisc(message, source, ALL_ROUTERS, to);
+                let _ = self.send(&[&frame], TxMeta::default(), true, stats);
+            }
+        }
+        if self.control_due.is_some_and(|d| d <= now) {
+            changed |= self.run_control(now, stats);
+        }
+        changed
+    }
+
+    fn run_control(&mut self, now: u64, stats: &mut Stats) -> bool {
+        let at = instant(now);
+        let inbox = self.mailbox.input.len();
+        self.control.poll_maintenance(at);
+        for _ in 0..inbox {
+            self.control
+                .poll_ingress_single(at, &mut self.mailbox, &mut self.sockets);
+        }
+        self.control
+            .poll_egress(at, &mut self.mailbox, &mut self.sockets);
+        while let Some(frame) = self.mailbox.output.pop_front() {
+            if self
+                .send(&[&frame], TxMeta::default(), true, stats)
+                .is_err()
+            {
+                stats.tx_dropped += 1;
+            }
+        }
+        let changed = self.take_lease();
+        // It may ask to be called again at once; that is too often for anything it does.
+        let soonest = now.saturating_add(1_000_000);
+        let next = self.control.poll_at(at, &self.sockets);
+        self.control_due = next.map(|t| system_time(t).max(soonest));
+        if self.reports_until > now {
+            let reports = now.saturating_add(REPORTS_EVERY);
+            self.control_due = Some(self.control_due.map_or(reports, |d| d.min(reports)));
+        }
+        changed
+    }
+
+    fn take_lease(&mut self) -> bool {
+        let Some(handle) = self.dhcp else {
+            return false;
+        };
+        let socket = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
+        let lease = match socket.poll() {
+            None => return false,
+            Some(dhcpv4::Event::Deconfigured) => None,
+            Some(dhcpv4::Event::Configured(config)) => {
+                Some((config.address, config.router, config.dns_servers))
+            }
+        };
+        let before = (self.addresses.clone(), self.routers.clone());
+        self.addresses.retain(|a| a.origin != Origin::Dhcp);
+        self.routers.retain(|r| r.origin != Origin::Dhcp);
+        self.dns.clear();
+        let origin = Origin::Dhcp;
+        if let Some((address, router, servers)) = lease {
+            self.add_address(Address {
+                cidr: Cidr {
+                    addr: address.address().into(),
+                    len: address.prefix_len(),
+                },
+                origin,
+            });
+            if let Some(router) = router {
+                let addr = router.into();
+                self.add_router(Router { addr, origin });
+            }
+            let servers = servers.into_iter().map(IpAddr::from);
+            self.dns.extend(servers.filter(|s| usable(*s)).take(4));
+        }
+        self.tell_control();
+        before != (self.addresses.clone(), self.routers.clone())
+    }
+
+    fn expire(&mut self, now: u64) -> bool {
+        let good = |o: Origin| !matches!(o, Origin::Router(until) if until <= now);
+        let before = (self.addresses.len(), self.routers.len());
+        self.addresses.retain(|a| good(a.origin));
+        self.routers.retain(|r| good(r.origin));
+        let changed = before != (self.addresses.len(), self.routers.len());
+        if changed {
+            self.tell_control();
+        }
+        changed
+    }
+}
