@@ -3,15 +3,13 @@
 //! What needs no hardware is plain code, compiled and tested on the host as well; the rest exists
 //! for the image's target only. Read `boot/start.rs` for the start and `replace/switch.rs` for the
 //! switch.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_os = "hermit", no_std)]
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
-#[cfg(target_os = "hermit")]
 extern crate alloc;
 
-#[cfg(target_os = "hermit")]
-mod abi;
+pub mod abi;
 #[cfg(target_os = "hermit")]
 mod acpi;
 pub mod boot;
@@ -26,4 +24,6 @@ pub mod entry;
 pub mod image;
 pub mod memory;
 pub mod replace;
+pub mod sync;
+pub mod task;
 pub mod xen;
