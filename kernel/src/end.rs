@@ -1,9 +1,16 @@
 //! The end of the domain.
 
+use crate::cpu::percpu;
 use crate::replace::trial;
 use crate::xen::Committed;
 use crate::xen::console::{self, emergency_println};
 use crate::xen::hypercall::{self, ShutdownReason};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// The domain is about to end,
+static ENDING: AtomicBool = AtomicBool::new(false);
+/// by this vCPU.
+static ENDER: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Ends the domain with `reason`; in a trial, gives the trial up.
 pub fn end(reason: ShutdownReason) -> ! {
@@ -16,6 +23,14 @@ pub fn end(reason: ShutdownReason) -> ! {
         trial::give_up(format_args!("exit without commit: {name}"));
     };
     x86_64::instructions::interrupts::disable();
+    if ENDING.swap(true, Ordering::AcqRel) && percpu::this().vcpu() != ENDER.load(Ordering::Acquire)
+    {
+        // Another vCPU is at it.
+        loop {
+            hypercall::sched_yield(token);
+        }
+    }
+    ENDER.store(percpu::this().vcpu(), Ordering::Release);
     emergency_println!("segue: shutdown reason={name}");
     console::flush();
     hypercall::shutdown(token, reason)
@@ -33,6 +48,9 @@ pub fn panic(location: Option<&core::panic::Location<'_>>, message: &dyn core::f
     }
     let generation = crate::boot::generation();
     let message = crate::xen::console::Escaped(message);
-    emergency_println!("segue: panic generation={generation} at={at} message=\"{message}\"");
+    let thread = crate::task::Name;
+    emergency_println!(
+        "segue: panic generation={generation} thread={thread} at={at} message=\"{message}\""
+    );
     end(ShutdownReason::Crash)
 }

@@ -23,6 +23,8 @@ pub mod end;
 pub mod entry;
 pub mod fs;
 pub mod image;
+#[cfg(target_os = "hermit")]
+mod log;
 pub mod memory;
 pub mod replace;
 pub mod sync;

@@ -252,7 +252,7 @@ fn several_wakes_make_a_parked_thread_runnable_once() {
 #[test]
 fn work_for_an_idle_vcpu_is_seen_or_an_interrupt_is_sent() {
     loom::model(|| {
-        let idle = Arc::new(Idle::new());
+        let idle = Arc::new(Idle::with(task::sys::AtomicU8::new(State::Busy as u8)));
         let length = Arc::new(AtomicU32::new(0));
         let interrupt = Arc::new(AtomicBool::new(false));
         let giver = thread::spawn({

@@ -47,6 +47,14 @@ fn segue_runtime_start() {
     }));
 }
 
+/// Called by the kernel for reports, in a thread that std has started.
+#[unsafe(no_mangle)]
+fn segue_thread_name(use_name: &mut dyn FnMut(&str)) {
+    if let Some(name) = std::thread::current().name() {
+        use_name(name);
+    }
+}
+
 /// 1 for the image the domain booted, one more for each committed switch.
 #[must_use]
 pub fn generation() -> u64 {
@@ -236,12 +244,12 @@ pub fn refuse(why: &str) -> ! {
     trial::give_up(format_args!("refused: {why}"))
 }
 
-/// The other vCPUs, until there are threads.
+/// Threads that stay on one vCPU.
 pub mod vcpu {
     use crate::kernel::cpu::smp;
     pub use smp::RunError;
 
-    /// Runs `job(argument)` on another vCPU, which has to be idle.
+    /// Runs `job(argument)` on a vCPU, one job at a time on each.
     ///
     /// # Errors
     /// See [`RunError`].

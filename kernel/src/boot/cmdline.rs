@@ -50,6 +50,14 @@ impl CommandLine {
             .last()
     }
 
+    /// The app's environment: `NAME=VALUE` of each `segue.env.NAME=VALUE`.
+    pub fn environment(&self) -> impl Iterator<Item = &str> {
+        self.words()
+            .take_while(|w| *w != "--")
+            .filter_map(|w| w.strip_prefix("segue.env."))
+            .filter(|w| w.find('=').is_some_and(|at| at > 0))
+    }
+
     /// The app's arguments: what stands after `--`.
     pub fn args(&self) -> impl Iterator<Item = &str> {
         self.words().skip_while(|w| *w != "--").skip(1)
@@ -87,6 +95,10 @@ mod tests {
             c.args().collect::<Vec<_>>(),
             ["clock", "a", "--b", "segue.log=no"]
         );
+        let e = CommandLine::from_bytes(
+            b"segue.env.A=1 segue.env.=x segue.env.B segue.env.C=a=b x=y -- segue.env.D=2",
+        );
+        assert_eq!(e.environment().collect::<Vec<_>>(), ["A=1", "C=a=b"]);
         let d = c.with_args(["x", "y"].into_iter()).unwrap();
         assert_eq!(
             d.as_str(),
@@ -98,7 +110,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_command_line(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let c = CommandLine::from_bytes(&bytes);
-            let _ = (c.option("log"), c.args().count(), c.with_args(["a"].into_iter()));
+            let _ = (c.option("log"), c.args().count(), c.environment().count(), c.with_args(["a"].into_iter()));
             prop_assert!(c.as_str().len() <= MAX);
         }
     }

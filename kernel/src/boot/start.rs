@@ -13,6 +13,7 @@ use crate::memory::vm::{self, Surroundings, TablePool};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn, PhysAddr, heap};
 use crate::replace::park::{self, Park};
+use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::{self, Ports};
@@ -285,6 +286,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     // 6. Events, then the other vCPUs.
     let ports = Ports::bind(token, vcpus).map_err(|e| StartError::Xen("event channels", e))?;
     boot::set_ports(ports);
+    sched::init(&workspace);
     if features.x2apic {
         apic::enable(token);
     }

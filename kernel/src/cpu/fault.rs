@@ -3,6 +3,7 @@
 //! In a trial none of this runs: the park pages have the gates, and the old image resumes.
 
 use crate::cpu::percpu;
+use crate::task;
 use crate::xen::console::{self, emergency_println};
 use crate::xen::hypercall::ShutdownReason;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -72,11 +73,13 @@ pub(super) extern "C" fn fault(frame: &Frame) -> ! {
     }
     let base = crate::boot::image_base();
     let what = match frame.vector {
-        14 if crate::memory::vm::is_guard(frame.cr2) => "stack-overflow",
+        14 if crate::memory::vm::is_guard(frame.cr2) || task::is_guard(frame.cr2) => {
+            "stack-overflow"
+        }
         v => vector_name(v),
     };
     emergency_println!(
-        "segue: fault generation={} name={what} vector={} error={:#x} address={:#x} rip={:#x} image_offset={:#x} vcpu={}",
+        "segue: fault generation={} name={what} vector={} error={:#x} address={:#x} rip={:#x} image_offset={:#x} vcpu={} thread={}",
         crate::boot::generation(),
         frame.vector,
         frame.error,
@@ -84,6 +87,7 @@ pub(super) extern "C" fn fault(frame: &Frame) -> ! {
         frame.rip,
         frame.rip.wrapping_sub(base),
         percpu::this().vcpu(),
+        task::Name,
     );
     for line in [
         [

@@ -1,9 +1,12 @@
 //! What each vCPU has for itself, found through GS.
 
 use crate::cpu::tables::Tables;
+use crate::task::sched::Leave;
+use crate::task::thread::Thread;
 use crate::xen::hypercall::Port;
 use crate::xen::shared_info::MAX_VCPUS;
 use core::cell::{Cell, UnsafeCell};
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
@@ -32,6 +35,8 @@ pub struct PerCpu {
     p2m_updates: AtomicU64,
     timer_port: Cell<Option<Port>>,
     ipi_port: Cell<Option<Port>>,
+    current: Cell<*const Thread>,
+    left: Cell<(*const Thread, Leave)>,
     pub(super) tables: UnsafeCell<Tables>,
 }
 
@@ -52,6 +57,8 @@ impl PerCpu {
             p2m_updates: AtomicU64::new(0),
             timer_port: Cell::new(None),
             ipi_port: Cell::new(None),
+            current: Cell::new(core::ptr::null()),
+            left: Cell::new((core::ptr::null(), Leave::Parked)),
             tables: UnsafeCell::new(Tables::new()),
         }
     }
@@ -101,6 +108,21 @@ impl PerCpu {
         self.ipi_port.set(Some(ipi));
     }
 
+    /// Says which thread runs: a counted reference, as a pointer. Interrupts are off.
+    pub(crate) fn set_current(&self, thread: *const Thread) {
+        self.current.set(thread);
+    }
+
+    /// Notes the thread that this vCPU is about to leave, and why, for the one it goes on with.
+    pub(crate) fn set_left(&self, thread: *const Thread, why: Leave) {
+        self.left.set((thread, why));
+    }
+
+    /// What [`set_left`](Self::set_left) noted; null the second time.
+    pub(crate) fn take_left(&self) -> (*const Thread, Leave) {
+        self.left.replace((core::ptr::null(), Leave::Parked))
+    }
+
     #[inline]
     pub(crate) fn count_hypercall(&self) {
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
@@ -145,6 +167,19 @@ pub fn this() -> &'static PerCpu {
         core::arch::asm!("mov {}, gs:[0]", out(reg) ptr, options(nostack, readonly, preserves_flags));
         &*ptr
     }
+}
+
+/// The running thread, null before there is one. One instruction: right also for a thread that is
+/// moved to another vCPU right before or after.
+#[inline]
+pub(crate) fn current_thread() -> *const Thread {
+    let ptr: *const Thread;
+    // SAFETY: as in `this`.
+    unsafe {
+        core::arch::asm!("mov {}, gs:[{at}]", out(reg) ptr, at = const offset_of!(PerCpu, current),
+            options(nostack, readonly, preserves_flags));
+    }
+    ptr
 }
 
 /// Most vCPUs an image runs on.

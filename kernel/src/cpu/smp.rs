@@ -1,14 +1,16 @@
 //! The other vCPUs: started by INIT-SIPI at first boot, released from the park pages after a
-//! switch; idle, they block in the hypervisor until they have a job.
+//! switch; then they run threads (`task/sched.rs`).
 
-use crate::cpu::percpu::{self, MAX, PerCpu};
+use crate::abi::errno::Errno;
+use crate::cpu::percpu;
 use crate::cpu::{Features, apic, tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Gfn, vm};
+use crate::task::{self, sched};
 use crate::xen::hypercall;
 use crate::xen::{Committed, shared_info};
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use hermit_sync::OnceCell;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::FsBase;
@@ -180,7 +182,7 @@ extern "C" fn started(vcpu: u64) -> ! {
         ports.enable_on(token, percpu::this());
     }
     ONLINE.fetch_add(1, Ordering::AcqRel);
-    idle(token)
+    sched::run(vcpu as u32)
 }
 
 /// A vCPU comes here from the park pages after the commit: on this image's tables and its own
@@ -198,7 +200,7 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
     };
     ONLINE.fetch_add(1, Ordering::AcqRel);
     apic::eoi(token);
-    idle(token)
+    sched::run(vcpu as u32)
 }
 
 /// GS, descriptor tables.
@@ -239,107 +241,54 @@ fn halt() -> ! {
     }
 }
 
-/// A function for a vCPU to run, and its argument.
-struct Mailbox {
-    function: AtomicUsize,
-    argument: AtomicU64,
-}
+/// vCPUs that have a job.
+static JOBS: AtomicU32 = AtomicU32::new(0);
 
-/// [`Mailbox::function`] while its argument is being written.
-const CLAIMED: usize = 1;
-
-static MAILBOXES: [Mailbox; MAX] = [const {
-    Mailbox {
-        function: AtomicUsize::new(0),
-        argument: AtomicU64::new(0),
-    }
-}; MAX];
-
-/// Has a vCPU run `job(argument)` when it is idle, with interrupts on.
+/// Has a vCPU run `job(argument)`, in a thread that stays there.
 ///
 /// # Errors
-/// There is no such vCPU, it is the caller, or it has a job already.
+/// See [`RunError`].
 pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
-    let token = Committed::get().ok_or(RunError::NoVcpu)?;
-    if vcpu >= online() || vcpu == percpu::this().vcpu() {
+    if vcpu >= online() {
         return Err(RunError::NoVcpu);
     }
-    let mailbox = MAILBOXES.get(vcpu as usize).ok_or(RunError::NoVcpu)?;
-    mailbox
-        .function
-        .compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
-        .map_err(|_| RunError::Busy)?;
-    mailbox.argument.store(argument, Ordering::Relaxed);
-    mailbox.function.store(job as usize, Ordering::Release);
-    wake(token, vcpu);
-    Ok(())
+    let bit = 1 << vcpu;
+    if JOBS.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+        return Err(RunError::Busy);
+    }
+    let options = task::Options {
+        vcpu: Some(vcpu),
+        ..task::Options::default()
+    };
+    let run = move || {
+        job(argument);
+        JOBS.fetch_and(!bit, Ordering::AcqRel);
+    };
+    task::spawn_with("job", options, run)
+        .map(drop)
+        .map_err(|e| {
+            JOBS.fetch_and(!bit, Ordering::AcqRel);
+            match e {
+                Errno::ENOMEM => RunError::NoMemory,
+                _ => RunError::NoVcpu,
+            }
+        })
 }
 
 /// Why a job was not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RunError {
-    /// Not online, or the calling vCPU itself.
+    /// It is not there (on trial: none is).
     NoVcpu,
     /// It has a job.
     Busy,
+    /// There is no memory for a thread.
+    NoMemory,
 }
 
-fn wake(token: Committed, vcpu: u32) {
-    if let Some(shared) = SHARED.get() {
-        // SAFETY: the vCPU is online, so its data is prepared and stays.
-        if let Some(port) =
-            unsafe { vm::vcpu_data(&shared.workspace, vcpu) }.and_then(PerCpu::ipi_port)
-        {
-            let _ = hypercall::send(token, port);
-        }
-    }
-}
-
-/// Runs jobs; blocks while there is none.
-fn idle(token: Committed) -> ! {
-    let mailbox = &MAILBOXES[percpu::this().vcpu() as usize % MAX];
-    // A job is app code: it may use thread-locals.
-    let mut tls = false;
-    loop {
-        x86_64::instructions::interrupts::disable();
-        let job = mailbox.function.load(Ordering::Acquire);
-        if job <= CLAIMED {
-            wait_for_event(token);
-            continue;
-        }
-        if !tls {
-            crate::entry::install_tls();
-            tls = true;
-        }
-        x86_64::instructions::interrupts::enable();
-        // SAFETY: only `run_on` writes nonzero values, and they are `fn(u64)`.
-        let job: fn(u64) = unsafe { core::mem::transmute(job) };
-        job(mailbox.argument.load(Ordering::Relaxed));
-        mailbox.function.store(0, Ordering::Release);
-    }
-}
-
-/// Blocks until an event or interrupt comes; call with interrupts off, returns with them on.
-pub fn wait_for_event(_: Committed) {
-    percpu::this().count_exit();
-    x86_64::instructions::interrupts::enable_and_hlt();
-}
-
-/// Sleeps until `deadline` of system time, in ns.
-pub fn sleep_until(token: Committed, deadline: u64) {
-    // Xen's times are signed.
-    let deadline = deadline.min(i64::MAX as u64);
-    loop {
-        x86_64::instructions::interrupts::disable();
-        if shared_info::now() >= deadline {
-            x86_64::instructions::interrupts::enable();
-            return;
-        }
-        if hypercall::set_singleshot_timer(token, deadline).is_err() {
-            x86_64::instructions::interrupts::enable();
-            core::hint::spin_loop();
-            continue;
-        }
-        wait_for_event(token);
+/// Interrupts a vCPU, or wakes it.
+pub(crate) fn wake(token: Committed, vcpu: u32) {
+    if let Some((_, port)) = crate::boot::ports().and_then(|p| p.vcpus.get(vcpu as usize)) {
+        let _ = hypercall::send(token, *port);
     }
 }

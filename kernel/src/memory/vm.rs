@@ -11,6 +11,7 @@ use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, Table, Tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn};
 use hermit_sync::InterruptTicketMutex;
+use x86_64::VirtAddr;
 
 struct Memory {
     frames: FrameBitmap<'static>,
@@ -186,16 +187,58 @@ pub fn free_extent(n: usize) -> Option<Extent> {
     MEMORY.lock().as_ref()?.frames.iter_free().nth(n)
 }
 
-/// Maps what is not RAM, for firmware tables.
-///
-/// # Errors
-/// The pool is used up.
-pub fn map(extent: Extent, perms: Perms) -> Result<(), NoTableFrame> {
+/// Page tables from the pool, and from the free frames when it is used up: they stay tables.
+struct Growing<'a> {
+    pool: &'a mut TablePool,
+    frames: &'a mut FrameBitmap<'static>,
+}
+
+impl Tables for Growing<'_> {
+    fn alloc(&mut self) -> Option<Gfn> {
+        self.pool.alloc().or_else(|| {
+            let frame = self.frames.alloc(1, 1, 1 << 20)?.start();
+            // SAFETY: the frame was free: nobody's, and mapped writable as all free RAM is.
+            unsafe { frame.addr().as_ptr::<Table>().write([0; 512]) };
+            Some(frame)
+        })
+    }
+
+    fn table(&mut self, gfn: Gfn) -> &mut Table {
+        self.pool.table(gfn)
+    }
+}
+
+fn change(
+    extent: Extent,
+    change: impl FnOnce(AddressSpace, &mut Growing<'_>) -> Result<(), NoTableFrame>,
+) -> Result<(), NoTableFrame> {
     let mut guard = MEMORY.lock();
     let m = guard.as_mut().ok_or(NoTableFrame)?;
-    m.space.map(&mut m.pool, extent, perms)?;
-    x86_64::instructions::tlb::flush_all();
+    let mut tables = Growing {
+        pool: &mut m.pool,
+        frames: &mut m.frames,
+    };
+    change(m.space, &mut tables)?;
+    for gfn in extent.start().as_u64()..extent.end() {
+        x86_64::instructions::tlb::flush(VirtAddr::new(gfn * PAGE_SIZE));
+    }
     Ok(())
+}
+
+/// Maps `extent` with `perms`. Other vCPUs may remember for a while what was there before.
+///
+/// # Errors
+/// There is no frame for a page table.
+pub fn map(extent: Extent, perms: Perms) -> Result<(), NoTableFrame> {
+    change(extent, |space, tables| space.map(tables, extent, perms))
+}
+
+/// Unmaps `extent`. Other vCPUs may remember for a while what was there before.
+///
+/// # Errors
+/// There is no frame for a page table.
+pub fn unmap(extent: Extent) -> Result<(), NoTableFrame> {
+    change(extent, |space, tables| space.unmap(tables, extent))
 }
 
 /// Whether `len` bytes at `addr` are mapped writable. False when the lock is held: for fault

@@ -18,6 +18,7 @@ use crate::memory::{Extent, ExtentSet, Gfn, PhysAddr, heap};
 use crate::replace::park::{self, Park, Phase};
 use crate::replace::record::{Kind, Record, RecordError};
 use crate::replace::trial;
+use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::Ports;
@@ -137,6 +138,8 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         tables::init_idt(features);
         heap::init(workspace.heap());
     }
+    // Here, where there is time and memory for it: after the commit every vCPU schedules at once.
+    sched::init(&workspace);
     hypercall::init(vmmcall != 0);
     shared_info::continue_after(park.baton().clock.load(Ordering::Relaxed));
     stamp(&park, Phase::Jump);

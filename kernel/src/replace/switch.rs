@@ -10,6 +10,7 @@ use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE};
 use crate::replace::park::{self, ArmError, Ended, GIVE_UP, Park, Phase, Plan};
 use crate::replace::record::{Kind, NoRoom, Writer};
+use crate::task;
 use crate::xen::hypercall::{self, XenError};
 use crate::xen::shared_info::{self, Home};
 use crate::xen::{Committed, events};
@@ -231,6 +232,8 @@ pub fn replace_image(
 ) -> Result<core::convert::Infallible, ReplaceError> {
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
+    // The record names the vCPU that runs the trial: this thread stays on it.
+    let _pin = task::pin();
     let copy = Copied::new(bundle)?;
     let verified = copy.verify()?;
     let loaded = verified.load(token, options)?;

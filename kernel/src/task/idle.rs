@@ -23,17 +23,11 @@ pub enum State {
 #[derive(Debug)]
 pub struct Idle(AtomicU8);
 
-impl Default for Idle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Idle {
-    /// Busy.
+    /// In a word that holds a [`State`].
     #[must_use]
-    pub fn new() -> Self {
-        Self(AtomicU8::new(State::Busy as u8))
+    pub const fn with(state: AtomicU8) -> Self {
+        Self(state)
     }
 
     /// Called by the vCPU; it looks for work after this.

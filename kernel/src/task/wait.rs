@@ -51,9 +51,7 @@ impl WaitQueue {
             if let Some(result) = ready() {
                 return Some(result);
             }
-            let Some(me) = sys::current() else {
-                return None;
-            };
+            let me = sys::current()?;
             let ticket = self.enroll(me);
             if let Some(result) = ready() {
                 if !self.leave(ticket) {

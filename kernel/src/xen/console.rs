@@ -1,20 +1,26 @@
 //! The paravirtual console (public/io/console.h), for HVM and PVH, and what stands in for it: the
 //! UART before it is up and in a panic (HVM), the park pages' buffer in a trial.
 //!
-//! Output never blocks for good: when the backend does not make room within [`PATIENCE_NS`], the
-//! rest of the line is dropped.
+//! Output never blocks for good and never takes memory: a piece goes to the ring in one go; when
+//! the backend does not make room for it within [`PATIENCE_NS`] it is dropped, and so is all that
+//! follows until there is room, when a line says how much was lost. Who waits for room holds no
+//! lock and sleeps, if it can.
 
 use crate::devices::uart;
 use crate::memory::Gfn;
 use crate::replace::trial;
+use crate::sync::Lock;
+use crate::task;
 use crate::xen::hypercall::{self, Port};
 use crate::xen::{Committed, shared_info};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering, fence};
-use hermit_sync::InterruptTicketMutex;
 
 /// How long a writer waits for room, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// How long who waits for room sleeps between two looks, in ns.
+const RETRY_NS: u64 = 1_000_000;
 
 const OUT_SIZE: u32 = 2048;
 
@@ -40,7 +46,20 @@ pub struct Console {
     pub port: Port,
 }
 
-static CONSOLE: InterruptTicketMutex<Option<Console>> = InterruptTicketMutex::new(None);
+/// The console and what was not printed on it.
+struct State {
+    console: Option<Console>,
+    /// Bytes dropped and not told of.
+    dropped: u64,
+    /// The backend made no room in time: nobody waits for it until it does.
+    stuck: bool,
+}
+
+static STATE: Lock<State> = Lock::new(State {
+    console: None,
+    dropped: 0,
+    stuck: false,
+});
 
 impl Console {
     /// Asks Xen where the ring is.
@@ -76,38 +95,67 @@ impl Console {
         prod.wrapping_sub(cons).min(OUT_SIZE)
     }
 
-    fn put(&self, token: Committed, bytes: &[u8]) {
+    /// Puts as much as there is room for; says how much that was.
+    fn put(&self, bytes: &[u8]) -> usize {
         let ring = self.ring();
-        let mut rest = bytes;
-        let mut deadline = None;
-        while !rest.is_empty() {
-            let room = (OUT_SIZE - self.used()) as usize;
-            if room == 0 {
-                let now = shared_info::now();
-                if now > *deadline.get_or_insert(now + PATIENCE_NS) {
-                    break;
-                }
-                let _ = hypercall::send(token, self.port);
-                hypercall::sched_yield(token);
-                continue;
+        let room = (OUT_SIZE - self.used()) as usize;
+        let now = &bytes[..room.min(bytes.len())];
+        // SAFETY: the ring is mapped; indices are taken modulo its size; the backend reads up
+        // to out_prod only, which moves after the bytes are there.
+        unsafe {
+            let mut prod = (*ring).out_prod.load(Ordering::Relaxed);
+            let out = (&raw mut (*ring).output).cast::<u8>();
+            for byte in now {
+                out.add((prod % OUT_SIZE) as usize).write_volatile(*byte);
+                prod = prod.wrapping_add(1);
             }
-            let (now, later) = rest.split_at(room.min(rest.len()));
-            // SAFETY: the ring is mapped; indices are taken modulo its size; the backend reads up
-            // to out_prod only, which moves after the bytes are there.
-            unsafe {
-                let mut prod = (*ring).out_prod.load(Ordering::Relaxed);
-                let out = (&raw mut (*ring).output).cast::<u8>();
-                for byte in now {
-                    out.add((prod % OUT_SIZE) as usize).write_volatile(*byte);
-                    prod = prod.wrapping_add(1);
-                }
-                fence(Ordering::Release);
-                (*ring).out_prod.store(prod, Ordering::Release);
-            }
-            rest = later;
-            deadline = None;
+            fence(Ordering::Release);
+            (*ring).out_prod.store(prod, Ordering::Release);
         }
+        now.len()
+    }
+
+    fn notify(&self, token: Committed) {
         let _ = hypercall::send(token, self.port);
+    }
+}
+
+/// What came of a piece.
+enum Put {
+    Done(Console),
+    Full(Console),
+    Dropped,
+    NoConsole,
+}
+
+impl State {
+    /// Puts a piece, all or nothing.
+    fn put(&mut self, piece: &[u8]) -> Put {
+        let Some(console) = self.console else {
+            return Put::NoConsole;
+        };
+        let note = (self.dropped > 0).then(|| {
+            let dropped = self.dropped;
+            Line::format(format_args!("segue: console dropped_bytes={dropped}"))
+        });
+        let note = note.as_ref().map_or(&[][..], Line::as_bytes);
+        let room = (OUT_SIZE - console.used()) as usize;
+        if room >= note.len() + piece.len() {
+            console.put(note);
+            console.put(piece);
+            self.dropped = 0;
+            self.stuck = false;
+            Put::Done(console)
+        } else if self.stuck {
+            self.drop_piece(piece);
+            Put::Dropped
+        } else {
+            Put::Full(console)
+        }
+    }
+
+    fn drop_piece(&mut self, piece: &[u8]) {
+        self.dropped = self.dropped.saturating_add(piece.len() as u64);
     }
 }
 
@@ -116,12 +164,12 @@ impl Console {
 /// # Safety
 /// Its frame is the console ring, mapped writable for as long as this image runs.
 pub unsafe fn set(console: Console) {
-    *CONSOLE.lock() = Some(console);
+    STATE.lock().console = Some(console);
 }
 
 /// The console, if there is one.
 pub fn get() -> Option<Console> {
-    *CONSOLE.lock()
+    STATE.lock().console
 }
 
 /// Writes to wherever output goes now.
@@ -130,10 +178,34 @@ pub fn write(bytes: &[u8]) {
         trial::buffer(bytes);
         return;
     };
-    let guard = CONSOLE.lock();
-    match *guard {
-        Some(console) => console.put(token, bytes),
-        None => uart::write(token, bytes),
+    // A piece is small enough for the ring, with the line about what was dropped.
+    for piece in bytes.chunks(OUT_SIZE as usize / 2) {
+        write_piece(token, piece);
+    }
+}
+
+fn write_piece(token: Committed, piece: &[u8]) {
+    let mut deadline = None;
+    loop {
+        let put = STATE.lock().put(piece);
+        match put {
+            Put::Done(console) => return console.notify(token),
+            Put::Dropped => return,
+            Put::NoConsole => return uart::write(token, piece),
+            Put::Full(console) => {
+                let now = shared_info::now();
+                if now >= *deadline.get_or_insert(now + PATIENCE_NS) {
+                    let mut state = STATE.lock();
+                    state.stuck = true;
+                    state.drop_piece(piece);
+                    return;
+                }
+                console.notify(token);
+                if !task::sleep_until(now + RETRY_NS) {
+                    hypercall::sched_yield(token);
+                }
+            }
+        }
     }
 }
 
@@ -142,7 +214,7 @@ pub fn flush() {
     let Some(token) = Committed::get() else {
         return;
     };
-    let Some(console) = CONSOLE.try_lock().and_then(|c| *c) else {
+    let Some(console) = STATE.try_lock().and_then(|s| s.console) else {
         return;
     };
     let deadline = shared_info::now() + PATIENCE_NS;
@@ -157,9 +229,17 @@ pub fn emergency_write(bytes: &[u8]) {
         trial::buffer(bytes);
         return;
     };
-    match CONSOLE.try_lock().map(|c| *c) {
-        Some(Some(console)) => console.put(token, bytes),
-        _ => uart::write(token, bytes),
+    let Some(console) = STATE.try_lock().and_then(|s| s.console) else {
+        return uart::write(token, bytes);
+    };
+    let deadline = shared_info::now() + PATIENCE_NS;
+    let mut rest = bytes;
+    while !rest.is_empty() && shared_info::now() < deadline {
+        rest = &rest[console.put(rest)..];
+        console.notify(token);
+        if !rest.is_empty() {
+            hypercall::sched_yield(token);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! always masked; the console's. A port stays bound over switches: the record carries it.
 
 use crate::cpu::percpu::{self, PerCpu};
+use crate::task::sched;
 use crate::xen::Committed;
 use crate::xen::hypercall::{self, Port, XenError};
 use crate::xen::shared_info::{self, MAX_VCPUS};
@@ -86,8 +87,8 @@ pub fn clear_pending(_: Committed, port: Port) {
 
 /// Called by the interrupt stub on Xen's callback vector, interrupts off.
 ///
-/// What an event means is found out by whoever waits for it: the upcall ends the wait and clears
-/// the bits. Each pass is bounded by the two-level bitmap.
+/// The upcall clears the bits; the scheduler then sees to timers and to whose turn it is, and may
+/// leave the interrupted thread for another. Each pass is bounded by the two-level bitmap.
 pub(crate) extern "C" fn upcall() {
     let cpu = percpu::this();
     UPCALLS.fetch_add(1, Ordering::Relaxed);
@@ -95,6 +96,7 @@ pub(crate) extern "C" fn upcall() {
         return;
     };
     info.upcall_pending.store(0, Ordering::SeqCst);
+    let mut timer = false;
     let mut words = info.pending_sel.swap(0, Ordering::SeqCst);
     while words != 0 {
         let i = words.trailing_zeros() as usize;
@@ -102,8 +104,15 @@ pub(crate) extern "C" fn upcall() {
         if let (Some(pending), Some(mask)) = (si.evtchn_pending.get(i), si.evtchn_mask.get(i)) {
             let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
             pending.fetch_and(!ready, Ordering::AcqRel);
+            timer |= cpu.timer_port().is_some_and(|p| is_in(p, i, ready));
         }
     }
+    sched::after_upcall(timer);
+}
+
+/// Whether `port` is among the bits `ready` of word `word`.
+fn is_in(port: Port, word: usize, ready: u64) -> bool {
+    port.0 as usize / 64 == word && ready >> (port.0 % 64) & 1 == 1
 }
 
 /// Number of ports that are bound, counted by asking Xen (`EVTCHNOP_status`); for audits.

@@ -5,6 +5,7 @@
 
 use crate::cpu::percpu;
 use crate::memory::{Gfn, PhysAddr};
+use crate::task::sched;
 use crate::xen::clock::{Monotonic, TimeInfo};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -116,13 +117,15 @@ pub fn vcpu_info(vcpu: u32) -> Option<&'static VcpuInfo> {
     get()?.vcpu_info.get(vcpu as usize)
 }
 
-/// A consistent copy of a vCPU's time info. The loop ends: Xen's writes are short, and a move of
-/// shared_info changes `ADDR`.
+/// A consistent copy of the calling vCPU's time info, and its time stamp counter while that was
+/// right. The loop ends: Xen's writes are short, and a move of shared_info changes `ADDR`.
 #[inline]
-fn time_info(vcpu: u32) -> Option<TimeInfo> {
+fn time_info() -> Option<(TimeInfo, u64)> {
     loop {
         let home = ADDR.load(Ordering::Acquire);
-        let time = &vcpu_info(vcpu)?.time;
+        // A thread that is moved in between reads one vCPU's scale and another one's counter.
+        let switches = sched::switches();
+        let time = &vcpu_info(percpu::this().vcpu())?.time;
         let version = time.version.load(Ordering::Acquire);
         let info = TimeInfo {
             tsc_timestamp: time.tsc_timestamp.load(Ordering::Relaxed),
@@ -130,12 +133,14 @@ fn time_info(vcpu: u32) -> Option<TimeInfo> {
             tsc_to_system_mul: time.tsc_to_system_mul.load(Ordering::Relaxed),
             tsc_shift: time.tsc_shift.load(Ordering::Relaxed) as i8,
         };
+        let tsc = rdtsc();
         core::sync::atomic::fence(Ordering::Acquire);
         if version & 1 == 0
             && time.version.load(Ordering::Relaxed) == version
             && ADDR.load(Ordering::Relaxed) == home
+            && sched::switches() == switches
         {
-            return Some(info);
+            return Some((info, tsc));
         }
         core::hint::spin_loop();
     }
@@ -155,20 +160,18 @@ pub fn rdtsc() -> u64 {
 /// there. No exit, no lock.
 #[inline]
 pub fn now() -> u64 {
-    // A vCPU change between the reads is a reading of another vCPU's clock: as good, clamped.
-    let info = time_info(percpu::this().vcpu());
-    MONOTONIC.clamp(info.map_or(0, |i| i.system_time_at(rdtsc())))
+    MONOTONIC.clamp(unclamped())
 }
 
 /// System time as this vCPU's clock has it, not made monotonic, in ns: for tests, which could not
 /// see a clock that went backward behind [`now`].
 pub fn unclamped() -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| i.system_time_at(rdtsc()))
+    time_info().map_or(0, |(i, tsc)| i.system_time_at(tsc))
 }
 
 /// Whether the clock can be used: its scale is set.
 pub fn clock_works() -> bool {
-    time_info(percpu::this().vcpu()).is_some_and(|i| i.tsc_to_system_mul != 0)
+    time_info().is_some_and(|(i, _)| i.tsc_to_system_mul != 0)
 }
 
 /// The highest time anyone has been told, in ns; handed over to the next image.
@@ -183,18 +186,18 @@ pub fn continue_after(ns: u64) {
 
 /// Cycles of the time stamp counter in `ns`.
 pub fn cycles(ns: u64) -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| i.cycles(ns))
+    time_info().map_or(0, |(i, _)| i.cycles(ns))
 }
 
 /// ns since this vCPU's time stamp counter read `tsc`. For reports.
 pub fn elapsed_since(tsc: u64) -> u64 {
-    time_info(percpu::this().vcpu()).map_or(0, |i| {
+    time_info().map_or(0, |(i, now)| {
         TimeInfo {
             tsc_timestamp: tsc,
             system_time: 0,
             ..i
         }
-        .system_time_at(rdtsc())
+        .system_time_at(now)
     })
 }
 

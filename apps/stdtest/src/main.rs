@@ -1,0 +1,91 @@
+//! Test app: std's threads, locks, clocks and the rest, by their public interface.
+//!
+//! Prints `stdtest: name=… outcome=ok` for each check and `stdtest: done failed=0` at the end.
+//! Arguments: names of checks to run; all without. `--fault overflow` and `--fault panic` end the
+//! image in a thread that has a name; `--exit N` ends it with a status; `--switch` replaces the
+//! image by itself from a thread, over and over, as often as there are generations left to
+//! `--until N`.
+
+mod cells;
+mod clocks;
+mod faults;
+mod locks;
+mod threads;
+
+use std::time::Instant;
+
+/// A check: an error says what was wrong.
+type Check = fn() -> Result<String, String>;
+
+/// All checks by name.
+const CHECKS: &[(&str, Check)] = &[
+    ("spawn", threads::spawn),
+    ("builder", threads::builder),
+    ("scoped", threads::scoped),
+    ("parallelism", threads::parallelism),
+    ("park", threads::park),
+    ("yield", threads::yields),
+    ("thread-ids", threads::ids),
+    ("thread-locals", cells::thread_locals),
+    ("thread-local-destructors", cells::destructors),
+    ("mutex", locks::mutex),
+    ("try-lock", locks::try_lock),
+    ("condvar", locks::condvar),
+    ("condvar-timeout", locks::condvar_timeout),
+    ("rwlock", locks::rwlock),
+    ("barrier", locks::barrier),
+    ("once", locks::once),
+    ("channel", locks::channel),
+    ("bounded-channel", locks::bounded_channel),
+    ("channel-timeout", locks::channel_timeout),
+    ("priorities", threads::priorities),
+    ("spinners", threads::spinners),
+    ("floating-point", threads::floating_point),
+    ("many-threads", threads::many),
+    ("churn", threads::churn),
+    ("memory", threads::memory),
+    ("sleep", clocks::sleep),
+    ("many-sleepers", clocks::many_sleepers),
+    ("instant", clocks::instant),
+    ("system-time", clocks::system_time),
+    ("environment", cells::environment),
+    ("random", cells::random),
+    ("out-of-memory-spawn", threads::out_of_memory),
+    ("errors", cells::errors),
+    ("logs", cells::logs),
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["--fault", kind] => return faults::run(kind),
+        ["--exit", status] => std::process::exit(status.parse().unwrap_or(1)),
+        ["--switch", "--until", generation] => {
+            return threads::switch(generation.parse().unwrap_or(0));
+        }
+        _ => {}
+    }
+    let mut failed = 0;
+    for (name, check) in CHECKS {
+        if !args.is_empty() && !args.contains(name) {
+            continue;
+        }
+        let start = Instant::now();
+        let outcome = check();
+        let us = start.elapsed().as_micros();
+        match outcome {
+            Ok(note) => println!("stdtest: name={name} outcome=ok us={us} {note}"),
+            Err(why) => {
+                failed += 1;
+                println!("stdtest: name={name} outcome=bad us={us} why=\"{why}\"");
+            }
+        }
+    }
+    println!("stdtest: done failed={failed}");
+}
+
+/// An error with a text unless `good`.
+fn ensure(good: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+    if good { Ok(()) } else { Err(why()) }
+}
