@@ -132,10 +132,20 @@ fn with_server(limits: Limits, test: impl FnOnce(SocketAddr, &Server<Http>)) {
     let address = listener.local_addr().unwrap();
     thread::scope(|scope| {
         let running = scope.spawn(|| server.run(&listener));
+        let stop = Stop(&server);
         test(address, &server);
-        server.stop();
+        drop(stop);
         running.join().unwrap().unwrap();
     });
+}
+
+/// Stops the server also when a test fails: else its threads would be waited for for ever.
+struct Stop<'a>(&'a Server<Http>);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// The status of the answer to these bytes, after which the connection is closed.

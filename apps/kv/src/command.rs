@@ -366,7 +366,8 @@ fn count(c: &mut Context<'_>, a: Arguments<'_>, by: usize, sign: i64) -> Outcome
     let old = match c.store.get(key) {
         None => 0,
         Some(Value::Integer(old)) => *old,
-        Some(Value::Bytes(_)) => return Err(Fault::Integer),
+        // Put together by APPEND.
+        Some(Value::Bytes(bytes)) => number(bytes)?,
     };
     let new = old.checked_add(by).ok_or(Fault::Overflow)?;
     if !c.store.replace(key, Value::Integer(new)) {
@@ -618,7 +619,7 @@ fn mget(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
 }
 
 fn mset(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
-    if a.len() % 2 == 0 {
+    if a.len().is_multiple_of(2) {
         return Err(Fault::Arguments);
     }
     let mut rest = a.from(1);

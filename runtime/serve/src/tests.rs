@@ -72,10 +72,20 @@ fn with_server(patience: Duration, config: Config, test: impl FnOnce(&Server<Lin
     let address = listener.local_addr().unwrap();
     thread::scope(|scope| {
         let running = scope.spawn(|| server.run(&listener));
+        let stop = Stop(&server);
         test(&server, address);
-        server.stop();
+        drop(stop);
         running.join().unwrap().unwrap();
     });
+}
+
+/// Stops the server also when a test fails: else its threads would be waited for for ever.
+struct Stop<'a>(&'a Server<Lines>);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 const CONFIG: Config = Config {
