@@ -21,6 +21,7 @@ mod devices;
 pub mod end;
 #[cfg(target_os = "hermit")]
 pub mod entry;
+pub mod fs;
 pub mod image;
 #[cfg(target_os = "hermit")]
 mod log;
