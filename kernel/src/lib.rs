@@ -3,11 +3,10 @@
 //! What needs no hardware is plain code, compiled and tested on the host as well; the rest exists
 //! for the image's target only. Read `boot/start.rs` for the start and `replace/switch.rs` for the
 //! switch.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_os = "hermit", no_std)]
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
-#[cfg(target_os = "hermit")]
 extern crate alloc;
 
 #[cfg(target_os = "hermit")]
@@ -17,13 +16,14 @@ mod acpi;
 pub mod boot;
 #[cfg(target_os = "hermit")]
 pub mod cpu;
-#[cfg(target_os = "hermit")]
-mod devices;
+pub mod devices;
 #[cfg(target_os = "hermit")]
 pub mod end;
 #[cfg(target_os = "hermit")]
 pub mod entry;
 pub mod image;
 pub mod memory;
+pub mod net;
 pub mod replace;
+pub mod sync;
 pub mod xen;
