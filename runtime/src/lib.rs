@@ -104,7 +104,7 @@ pub fn audit() -> Option<Audit> {
     Some(Audit {
         free_frames: free_frames(),
         ports: kernel::xen::events::bound_ports(token),
-        carved: boot::machine().carve.used(),
+        carved: boot::carved(),
         reservation: kernel::xen::hypercall::current_reservation(token).ok()?,
     })
 }

@@ -148,7 +148,9 @@ impl<'a> Table<'a> {
             Access::Read => READONLY,
             Access::Write => 0,
         };
-        entry.flags.store(PERMIT_ACCESS | readonly, Ordering::Release);
+        entry
+            .flags
+            .store(PERMIT_ACCESS | readonly, Ordering::Release);
         Ok(gref)
     }
 
@@ -199,7 +201,7 @@ impl<'a> Table<'a> {
 }
 
 #[cfg(target_os = "hermit")]
-pub use shared::{SharedPages, adopt, audit, blocks, reap, table_frames};
+pub use shared::{MAX_BLOCKS, MAX_FRAMES, SharedPages, adopt, audit, blocks, reap, table_frames};
 
 #[cfg(target_os = "hermit")]
 mod shared {
@@ -426,7 +428,10 @@ mod tests {
         let gref = table.grant(gfn(0x1234), DomId(7), Access::Read).unwrap();
         assert!(gref.0 >= RESERVED);
         let entry = &memory[gref.0 as usize];
-        assert_eq!(entry.flags.load(Ordering::Relaxed), PERMIT_ACCESS | READONLY);
+        assert_eq!(
+            entry.flags.load(Ordering::Relaxed),
+            PERMIT_ACCESS | READONLY
+        );
         assert_eq!(entry.frame.load(Ordering::Relaxed), 0x1234);
         assert_eq!(entry.domid.load(Ordering::Relaxed), 7);
         for bit in [1 << 3, 1 << 4] {
@@ -449,8 +454,14 @@ mod tests {
         let mut table = Table::new();
         table.add_frame(&memory);
         let high = gfn(1 << 32);
-        assert_eq!(table.grant(high, DomId(0), Access::Read), Err(GrantError::Frame(high)));
-        assert_eq!(Table::new().grant(gfn(1), DomId(0), Access::Read), Err(GrantError::Full));
+        assert_eq!(
+            table.grant(high, DomId(0), Access::Read),
+            Err(GrantError::Frame(high))
+        );
+        assert_eq!(
+            Table::new().grant(gfn(1), DomId(0), Access::Read),
+            Err(GrantError::Full)
+        );
     }
 
     proptest! {

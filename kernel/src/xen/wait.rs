@@ -95,7 +95,10 @@ mod sys {
                 }
                 let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
                 let rest = Duration::from_nanos(rest.min(1_000_000_000));
-                drop(self.1.wait_timeout_while(guard, rest, |wakes| *wakes == seen));
+                drop(
+                    self.1
+                        .wait_timeout_while(guard, rest, |wakes| *wakes == seen),
+                );
             }
         }
 

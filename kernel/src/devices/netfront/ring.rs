@@ -326,20 +326,14 @@ impl<'a, B: Buffers> TxRing<'a, B> {
         let there = self.front.responses()?;
         for _ in 0..there {
             let slot = self.front.consumed;
-            let word = self
-                .front
-                .word(slot, TX_STRIDE, 0)
-                .load(Ordering::Relaxed);
+            let word = self.front.word(slot, TX_STRIDE, 0).load(Ordering::Relaxed);
             let (id, status) = (word as u16, (word >> 16) as i16);
             match status {
                 RSP_NULL => {
                     self.extras = self.extras.checked_sub(1).ok_or(Violation::Id(id))?;
                 }
                 RSP_OKAY | RSP_ERROR | RSP_DROPPED => {
-                    let out = self
-                        .out
-                        .get_mut(usize::from(id))
-                        .ok_or(Violation::Id(id))?;
+                    let out = self.out.get_mut(usize::from(id)).ok_or(Violation::Id(id))?;
                     if !core::mem::replace(out, false) {
                         return Err(Violation::Id(id));
                     }
@@ -518,10 +512,7 @@ impl<'a, B: Buffers> RxRing<'a, B> {
                 Ok(len) if usize::from(offset) + usize::from(len) <= PAGE => {
                     let page = id;
                     let slice = Slice { page, offset, len };
-                    frame
-                        .slices
-                        .try_push(slice)
-                        .map_err(|_| Violation::Chain)?;
+                    frame.slices.try_push(slice).map_err(|_| Violation::Chain)?;
                     frame.total += usize::from(len);
                 }
                 Ok(len) => return Err(Violation::Bounds { offset, len }),

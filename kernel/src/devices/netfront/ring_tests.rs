@@ -47,12 +47,22 @@ struct Back<'a> {
 
 impl<'a> Back<'a> {
     fn new(page: &'a Page, stride: usize, pages: &Pages) -> Self {
-        Self { page, stride, req_cons: 0, rsp_prod: 0, pages: pages.clone() }
+        Self {
+            page,
+            stride,
+            req_cons: 0,
+            rsp_prod: 0,
+            pages: pages.clone(),
+        }
     }
 
     fn words(&self, slot: u32) -> [u32; 3] {
         let at = HEADER + (slot % SLOTS) as usize * self.stride;
-        [0, 1, 2].map(|n| self.page.get(at + n).map_or(0, |w| w.load(Ordering::SeqCst)))
+        [0, 1, 2].map(|n| {
+            self.page
+                .get(at + n)
+                .map_or(0, |w| w.load(Ordering::SeqCst))
+        })
     }
 
     fn respond(&mut self, words: &[u32]) {
@@ -68,13 +78,15 @@ impl<'a> Back<'a> {
     }
 
     fn requests(&self) -> u32 {
-        self.page[REQ_PROD].load(Ordering::SeqCst).wrapping_sub(self.req_cons)
+        self.page[REQ_PROD]
+            .load(Ordering::SeqCst)
+            .wrapping_sub(self.req_cons)
     }
 
     /// Takes one frame off the tx ring as netback does; returns it with first flags and GSO.
     fn take_frame(&mut self) -> (Vec<u8>, u16, Option<(u8, u16)>) {
         let first = self.words(self.req_cons);
-        let (flags, total) = ((first[0 + 1] >> 16) as u16, (first[2] >> 16) as usize);
+        let (flags, total) = ((first[1] >> 16) as u16, (first[2] >> 16) as usize);
         let mut answers = vec![first];
         let mut slots = vec![first];
         self.req_cons += 1;
@@ -108,7 +120,11 @@ impl<'a> Back<'a> {
         }
         for (n, answer) in answers.iter().enumerate() {
             let null = n == 1 && gso.is_some();
-            let (id, status) = if null { (0x55aa, RSP_NULL) } else { (answer[2] as u16, RSP_OKAY) };
+            let (id, status) = if null {
+                (0x55aa, RSP_NULL)
+            } else {
+                (answer[2] as u16, RSP_OKAY)
+            };
             self.respond(&[u32::from(id) | u32::from(status as u16) << 16]);
         }
         (frame, flags, gso)
@@ -134,13 +150,22 @@ impl<'a> Back<'a> {
     }
 }
 
-const ALL: TxFeatures = TxFeatures { sg: true, gso4: true, gso6: true };
+const ALL: TxFeatures = TxFeatures {
+    sg: true,
+    gso4: true,
+    gso6: true,
+};
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed)
+        .collect()
 }
 
-fn collect(rx: &mut RxRing<'_, Pages>, budget: usize) -> Result<Vec<(Vec<u8>, usize, RxMeta)>, Violation> {
+fn collect(
+    rx: &mut RxRing<'_, Pages>,
+    budget: usize,
+) -> Result<Vec<(Vec<u8>, usize, RxMeta)>, Violation> {
     let mut frames = Vec::new();
     let n = rx.receive(budget, &mut |pieces, meta| {
         let first = pieces.first().map_or(0, |p| p.len());
@@ -284,8 +309,13 @@ fn tx_violation(play: impl FnOnce(&mut Back<'_>)) -> Violation {
     let (ring, pages) = (page(), Pages::new());
     let mut tx = TxRing::new(&ring, pages.clone(), ALL);
     let mut back = Back::new(&ring, TX_STRIDE, &pages);
-    let blank = TxMeta { csum_blank: true, gso: Some((Gso::Tcp4, 1000)) };
-    tx.send(&[&pattern(100, 0)], TxMeta::default()).unwrap().unwrap();
+    let blank = TxMeta {
+        csum_blank: true,
+        gso: Some((Gso::Tcp4, 1000)),
+    };
+    tx.send(&[&pattern(100, 0)], TxMeta::default())
+        .unwrap()
+        .unwrap();
     tx.send(&[&pattern(3000, 0)], blank).unwrap().unwrap();
     tx.publish();
     play(&mut back);
@@ -295,8 +325,14 @@ fn tx_violation(play: impl FnOnce(&mut Back<'_>)) -> Violation {
 
 #[test]
 fn rsp_prod_past_the_requests_is_refused() {
-    assert_eq!(rx_violation(|b| b.rsp_prod = SLOTS + 1), Violation::Index(SLOTS + 1));
-    assert_eq!(rx_violation(|b| b.rsp_prod = u32::MAX), Violation::Index(u32::MAX));
+    assert_eq!(
+        rx_violation(|b| b.rsp_prod = SLOTS + 1),
+        Violation::Index(SLOTS + 1)
+    );
+    assert_eq!(
+        rx_violation(|b| b.rsp_prod = u32::MAX),
+        Violation::Index(u32::MAX)
+    );
     assert_eq!(tx_violation(|b| b.rsp_prod = 4), Violation::Index(4));
 }
 
@@ -304,7 +340,9 @@ fn rsp_prod_past_the_requests_is_refused() {
 fn requests_not_shown_cannot_be_answered() {
     let (ring, pages) = (page(), Pages::new());
     let mut tx = TxRing::new(&ring, pages, ALL);
-    tx.send(&[&pattern(100, 0)], TxMeta::default()).unwrap().unwrap();
+    tx.send(&[&pattern(100, 0)], TxMeta::default())
+        .unwrap()
+        .unwrap();
     ring[RSP_PROD].store(1, Ordering::SeqCst);
     assert_eq!(tx.reclaim(), Err(Violation::Index(1)));
 }
@@ -313,51 +351,95 @@ fn requests_not_shown_cannot_be_answered() {
 fn ids_out_of_range_or_not_out_are_refused() {
     assert_eq!(tx_violation(|b| b.respond(&[256])), Violation::Id(256));
     assert_eq!(tx_violation(|b| b.respond(&[77])), Violation::Id(77));
-    assert_eq!(tx_violation(|b| { b.respond(&[0]); b.respond(&[0]) }), Violation::Id(0));
+    assert_eq!(
+        tx_violation(|b| {
+            b.respond(&[0]);
+            b.respond(&[0])
+        }),
+        Violation::Id(0)
+    );
     assert_eq!(rx_violation(|b| b.rx_raw(1, 0, 0, 60)), Violation::Id(1));
-    assert_eq!(rx_violation(|b| b.rx_raw(0x100, 0, 0, 60)), Violation::Id(0x100));
-    assert_eq!(rx_violation(|b| { b.rx_raw(0, 0, 0, 60); b.rx_raw(0, 0, 0, 60) }), Violation::Id(0));
+    assert_eq!(
+        rx_violation(|b| b.rx_raw(0x100, 0, 0, 60)),
+        Violation::Id(0x100)
+    );
+    assert_eq!(
+        rx_violation(|b| {
+            b.rx_raw(0, 0, 0, 60);
+            b.rx_raw(0, 0, 0, 60)
+        }),
+        Violation::Id(0)
+    );
 }
 
 #[test]
 fn statuses_that_there_are_not_are_refused() {
-    assert_eq!(tx_violation(|b| b.respond(&[2 << 16])), Violation::Status(2));
-    assert_eq!(rx_violation(|b| b.rx_raw(0, 0, 0, -3)), Violation::Status(-3));
+    assert_eq!(
+        tx_violation(|b| b.respond(&[2 << 16])),
+        Violation::Status(2)
+    );
+    assert_eq!(
+        rx_violation(|b| b.rx_raw(0, 0, 0, -3)),
+        Violation::Status(-3)
+    );
     // More slots of extra information answered than were sent.
     let null = u32::from(RSP_NULL as u16) << 16;
-    assert_eq!(tx_violation(|b| { b.respond(&[null]); b.respond(&[null]) }), Violation::Id(0));
+    assert_eq!(
+        tx_violation(|b| {
+            b.respond(&[null]);
+            b.respond(&[null])
+        }),
+        Violation::Id(0)
+    );
 }
 
 #[test]
 fn data_outside_its_page_is_refused() {
-    for (offset, len) in [(0, 4097), (4096, 1), (4095, 2), (u16::MAX, 1), (1, i16::MAX)] {
-        let bounds = Violation::Bounds { offset, len: len as u16 };
+    for (offset, len) in [
+        (0, 4097),
+        (4096, 1),
+        (4095, 2),
+        (u16::MAX, 1),
+        (1, i16::MAX),
+    ] {
+        let bounds = Violation::Bounds {
+            offset,
+            len: len as u16,
+        };
         assert_eq!(rx_violation(|b| b.rx_raw(0, offset, 0, len)), bounds);
     }
 }
 
 #[test]
 fn extra_information_is_bounded_and_checked() {
-    let with = |words: &'static [[u32; 2]]| rx_violation(move |b| {
-        b.rx_raw(0, 0, RXF_EXTRA_INFO, 60);
-        words.iter().for_each(|w| b.respond(w));
-        b.rx_raw(9, 0, 0, 60);
-    });
+    let with = |words: &'static [[u32; 2]]| {
+        rx_violation(move |b| {
+            b.rx_raw(0, 0, RXF_EXTRA_INFO, 60);
+            words.iter().for_each(|w| b.respond(w));
+            b.rx_raw(9, 0, 0, 60);
+        })
+    };
     assert_eq!(with(&[[0, 0]]), Violation::Extra(0));
     assert_eq!(with(&[[6, 0]]), Violation::Extra(6));
     assert_eq!(with(&[[1, 1]]), Violation::Extra(1)); // no size
     assert_eq!(with(&[[1 | 1400 << 16, 3]]), Violation::Extra(1)); // no such protocol
-    let more = 1 << 8;
-    assert_eq!(with(&[[2 | 1 << 8, 0], [2 | 1 << 8, 0]]), Violation::Extra(2));
-    assert_eq!(more, 256);
-    assert_eq!(rx_violation(|b| b.rx_raw(0, 0, RXF_GSO_PREFIX, 60)), Violation::Extra(0));
+    assert_eq!(
+        with(&[[2 | (EXTRA_MORE as u32) << 8, 0]; 2]),
+        Violation::Extra(2)
+    );
+    assert_eq!(
+        rx_violation(|b| b.rx_raw(0, 0, RXF_GSO_PREFIX, 60)),
+        Violation::Extra(0)
+    );
 }
 
 #[test]
 fn a_frame_without_end_is_refused() {
-    let endless = |status| rx_violation(move |b| {
-        (0..SLOTS as u16).for_each(|id| b.rx_raw(id, 0, RXF_MORE_DATA, status));
-    });
+    let endless = |status| {
+        rx_violation(move |b| {
+            (0..SLOTS as u16).for_each(|id| b.rx_raw(id, 0, RXF_MORE_DATA, status));
+        })
+    };
     assert_eq!(endless(60), Violation::Chain);
     assert_eq!(endless(0), Violation::Chain);
     assert_eq!(endless(RSP_ERROR), Violation::Chain);
@@ -422,21 +504,42 @@ fn work_is_bounded_by_the_budget() {
 fn a_frame_is_refused_that_the_backend_cannot_take() {
     let (ring, pages) = (page(), Pages::new());
     let mut tx = TxRing::new(&ring, pages, TxFeatures::default());
-    let gso = |csum_blank| TxMeta { csum_blank, gso: Some((Gso::Tcp4, 1400)) };
-    for (len, meta) in [(13, TxMeta::default()), (4097, TxMeta::default()), (65536, TxMeta::default()), (2000, gso(true))] {
-        assert_eq!(tx.send(&[&pattern(len, 0)], meta), Ok(Err(SendError::Refused)));
+    let gso = |csum_blank| TxMeta {
+        csum_blank,
+        gso: Some((Gso::Tcp4, 1400)),
+    };
+    for (len, meta) in [
+        (13, TxMeta::default()),
+        (4097, TxMeta::default()),
+        (65536, TxMeta::default()),
+        (2000, gso(true)),
+    ] {
+        assert_eq!(
+            tx.send(&[&pattern(len, 0)], meta),
+            Ok(Err(SendError::Refused))
+        );
     }
     assert_eq!(tx.front.room(), SLOTS);
     tx.features = ALL;
-    assert_eq!(tx.send(&[&pattern(2000, 0)], gso(false)), Ok(Err(SendError::Refused)));
-    assert_eq!(tx.send(&[&pattern(65536, 0)], gso(true)), Ok(Err(SendError::Refused)));
+    assert_eq!(
+        tx.send(&[&pattern(2000, 0)], gso(false)),
+        Ok(Err(SendError::Refused))
+    );
+    assert_eq!(
+        tx.send(&[&pattern(65536, 0)], gso(true)),
+        Ok(Err(SendError::Refused))
+    );
 }
 
 #[test]
 fn the_backend_is_told_once_a_batch_and_only_if_it_asks() {
     let (ring, pages) = (page(), Pages::new());
     let mut tx = TxRing::new(&ring, pages, ALL);
-    let mut send = |tx: &mut TxRing<'_, Pages>| tx.send(&[&pattern(60, 0)], TxMeta::default()).unwrap().unwrap();
+    let send = |tx: &mut TxRing<'_, Pages>| {
+        tx.send(&[&pattern(60, 0)], TxMeta::default())
+            .unwrap()
+            .unwrap()
+    };
     send(&mut tx);
     send(&mut tx);
     assert!(tx.publish());
@@ -453,7 +556,11 @@ fn a_full_ring_asks_for_an_event() {
     let (ring, pages) = (page(), Pages::new());
     let mut tx = TxRing::new(&ring, pages.clone(), ALL);
     let mut back = Back::new(&ring, TX_STRIDE, &pages);
-    while tx.send(&[&pattern(60, 0)], TxMeta::default()).unwrap().is_ok() {}
+    while tx
+        .send(&[&pattern(60, 0)], TxMeta::default())
+        .unwrap()
+        .is_ok()
+    {}
     tx.publish();
     assert!(!tx.ready() && !tx.arm());
     assert_eq!(ring[RSP_EVENT].load(Ordering::SeqCst), SLOTS / 2);

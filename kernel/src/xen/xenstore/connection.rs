@@ -200,7 +200,10 @@ impl Connection {
         self.failed.is_some()
             || (self.out.is_empty()
                 && self.decoder.at_boundary()
-                && self.requests.iter().all(|(_, s)| matches!(s, Slot::Done(_))))
+                && self
+                    .requests
+                    .iter()
+                    .all(|(_, s)| matches!(s, Slot::Done(_))))
     }
 }
 
@@ -249,14 +252,26 @@ mod tests {
 
     fn reply(op: Op, id: u32, payload: &[u8]) -> Vec<u8> {
         let len = payload.len() as u32;
-        let header = Header { op: op as u32, id, transaction: 0, len };
-        header.to_bytes().into_iter().chain(payload.iter().copied()).collect()
+        let header = Header {
+            op: op as u32,
+            id,
+            transaction: 0,
+            len,
+        };
+        header
+            .to_bytes()
+            .into_iter()
+            .chain(payload.iter().copied())
+            .collect()
     }
 
     #[test]
     fn replies_find_their_requests_in_any_order() {
         let mut c = Connection::new(u32::MAX);
-        let mut wire = Wire { chunk: 7, ..Wire::default() };
+        let mut wire = Wire {
+            chunk: 7,
+            ..Wire::default()
+        };
         let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
         let b = c.request(Op::Write, 0, &[b"b\0", b"x"]).unwrap();
         assert!(c.pump(&mut wire));
@@ -264,8 +279,10 @@ mod tests {
         assert!(c.take(a).is_none());
         assert!(!c.is_quiet());
         wire.to_us.extend(reply(Op::Error, 0, b"EACCES\0"));
-        wire.to_us.extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
-        wire.to_us.extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
+        wire.to_us
+            .extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
+        wire.to_us
+            .extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
         wire.to_us.extend(reply(Op::Read, u32::MAX, b"value"));
         assert!(c.pump(&mut wire));
         assert_eq!(c.take(a), Some(Ok(b"value".to_vec())));
@@ -279,7 +296,10 @@ mod tests {
     #[test]
     fn a_late_reply_to_nobody_is_dropped_and_one_to_nothing_closes() {
         let mut c = Connection::new(1);
-        let mut wire = Wire { chunk: 4096, ..Wire::default() };
+        let mut wire = Wire {
+            chunk: 4096,
+            ..Wire::default()
+        };
         let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
         c.abandon(a);
         wire.to_us.extend(reply(Op::Read, 1, b"late"));
@@ -288,7 +308,10 @@ mod tests {
         wire.to_us.extend(reply(Op::Read, 1, b"again"));
         c.pump(&mut wire);
         assert_eq!(c.next_event(), Err(Error::Closed(Violation::Reply)));
-        assert_eq!(c.request(Op::Read, 0, &[]), Err(Error::Closed(Violation::Reply)));
+        assert_eq!(
+            c.request(Op::Read, 0, &[]),
+            Err(Error::Closed(Violation::Reply))
+        );
     }
 
     #[test]
@@ -301,7 +324,11 @@ mod tests {
         ] {
             let mut c = Connection::new(1);
             let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
-            let mut wire = Wire { chunk: 4096, to_us: bytes.into(), ..Wire::default() };
+            let mut wire = Wire {
+                chunk: 4096,
+                to_us: bytes.into(),
+                ..Wire::default()
+            };
             c.pump(&mut wire);
             assert!(matches!(c.take(a), Some(Err(Error::Closed(_)))));
         }
@@ -312,7 +339,8 @@ mod tests {
         let mut c = Connection::new(1);
         let mut wire = Wire::default();
         for i in 0..=MAX_EVENTS {
-            wire.to_us.extend(reply(Op::WatchEvent, 0, format!("p{i}\0t\0").as_bytes()));
+            wire.to_us
+                .extend(reply(Op::WatchEvent, 0, format!("p{i}\0t\0").as_bytes()));
         }
         c.pump(&mut wire);
         assert_eq!(c.next_event(), Err(Error::Closed(Violation::Events)));

@@ -317,8 +317,13 @@ impl<R: Ring> Client<R> {
     /// # Errors
     /// See [`Error`].
     pub fn watch(&self, path: &str, token: &str) -> Result<(), Error> {
-        self.call_path(Op::Watch, Transaction::NONE, path, &[token.as_bytes(), &[0]])
-            .map(drop)
+        self.call_path(
+            Op::Watch,
+            Transaction::NONE,
+            path,
+            &[token.as_bytes(), &[0]],
+        )
+        .map(drop)
     }
 
     /// Ends a watch (`XS_UNWATCH`); an event that is under way may still come.
@@ -326,8 +331,13 @@ impl<R: Ring> Client<R> {
     /// # Errors
     /// See [`Error`].
     pub fn unwatch(&self, path: &str, token: &str) -> Result<(), Error> {
-        self.call_path(Op::Unwatch, Transaction::NONE, path, &[token.as_bytes(), &[0]])
-            .map(drop)
+        self.call_path(
+            Op::Unwatch,
+            Transaction::NONE,
+            path,
+            &[token.as_bytes(), &[0]],
+        )
+        .map(drop)
     }
 
     /// Ends all watches and transactions of this domain, those of an image before included

@@ -21,15 +21,22 @@ struct Store {
 
 impl Store {
     fn answer(&mut self, m: &Message, op: u32, payload: &[u8]) {
-        let header = Header { op, len: payload.len() as u32, ..m.header };
+        let header = Header {
+            op,
+            len: payload.len() as u32,
+            ..m.header
+        };
         self.to_client.extend(header.to_bytes());
         self.to_client.extend(payload);
     }
 
     fn children(&self, path: &str) -> Vec<String> {
         let prefix = format!("{path}/");
-        let mut all: Vec<String> = self.nodes.keys()
-            .filter_map(|k| Some(k.strip_prefix(&prefix)?.split('/').next()?.to_string())).collect();
+        let mut all: Vec<String> = self
+            .nodes
+            .keys()
+            .filter_map(|k| Some(k.strip_prefix(&prefix)?.split('/').next()?.to_string()))
+            .collect();
         all.dedup();
         all
     }
@@ -37,19 +44,41 @@ impl Store {
     fn handle(&mut self, m: Message) {
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         let mut parts = m.payload.splitn(2, |b| *b == 0);
-        let (path, rest) = (text(parts.next().unwrap()), parts.next().unwrap_or(&[]).to_vec());
+        let (path, rest) = (
+            text(parts.next().unwrap()),
+            parts.next().unwrap_or(&[]).to_vec(),
+        );
         let op = m.header.op;
         let result: std::result::Result<Vec<u8>, &str> = match op {
             2 => self.nodes.get(&path).cloned().ok_or("ENOENT"),
-            11 => { self.nodes.insert(path, rest); Ok(b"OK\0".to_vec()) }
-            13 => self.nodes.remove(&path).map(|_| b"OK\0".to_vec()).ok_or("ENOENT"),
+            11 => {
+                self.nodes.insert(path, rest);
+                Ok(b"OK\0".to_vec())
+            }
+            13 => self
+                .nodes
+                .remove(&path)
+                .map(|_| b"OK\0".to_vec())
+                .ok_or("ENOENT"),
             1 => {
-                let all: String = self.children(&path).iter().map(|c| format!("{c}\0")).collect();
-                if all.len() > 64 { Err("E2BIG") } else { Ok(all.into()) }
+                let all: String = self
+                    .children(&path)
+                    .iter()
+                    .map(|c| format!("{c}\0"))
+                    .collect();
+                if all.len() > 64 {
+                    Err("E2BIG")
+                } else {
+                    Ok(all.into())
+                }
             }
             22 => {
                 let offset: usize = text(&rest[..rest.len() - 1]).parse().unwrap();
-                let all: String = self.children(&path).iter().map(|c| format!("{c}\0")).collect();
+                let all: String = self
+                    .children(&path)
+                    .iter()
+                    .map(|c| format!("{c}\0"))
+                    .collect();
                 let tail = &all[offset..];
                 let mut cut = tail.len().min(self.part);
                 cut = tail[..cut].rfind('\0').map_or(0, |i| i + 1);
@@ -60,11 +89,27 @@ impl Store {
             7 => {
                 assert_eq!(m.header.transaction, 42);
                 self.ended.push(text(&m.payload));
-                if self.conflicts > 0 && path == "T" { self.conflicts -= 1; Err("EAGAIN") } else { Ok(b"OK\0".to_vec()) }
+                if self.conflicts > 0 && path == "T" {
+                    self.conflicts -= 1;
+                    Err("EAGAIN")
+                } else {
+                    Ok(b"OK\0".to_vec())
+                }
             }
             4 => {
-                self.answer(&Message { header: Header { op: 15, id: 0, transaction: 0, len: 0 }, payload: vec![] },
-                    15, &[path.as_bytes(), b"\0", &rest[..]].concat());
+                self.answer(
+                    &Message {
+                        header: Header {
+                            op: 15,
+                            id: 0,
+                            transaction: 0,
+                            len: 0,
+                        },
+                        payload: vec![],
+                    },
+                    15,
+                    &[path.as_bytes(), b"\0", &rest[..]].concat(),
+                );
                 Ok(b"OK\0".to_vec())
             }
             _ => Err("ENOSYS"),
@@ -88,7 +133,9 @@ impl Ring for Store {
         let n = bytes.len().min(11);
         let mut rest = &bytes[..n];
         while let Some(m) = self.decoder.feed(&mut rest)? {
-            if !self.silent { self.handle(m); }
+            if !self.silent {
+                self.handle(m);
+            }
         }
         Ok(n)
     }
@@ -120,7 +167,10 @@ fn values_are_written_and_read() {
 #[test]
 fn directories_come_whole_however_long() {
     for count in [0, 1, 5, 100] {
-        let mut store = Store { part: 50, ..Store::default() };
+        let mut store = Store {
+            part: 50,
+            ..Store::default()
+        };
         let names: Vec<String> = (0..count).map(|i| format!("node{i:03}")).collect();
         for name in &names {
             store.nodes.insert(format!("dir/{name}"), vec![]);
@@ -131,9 +181,16 @@ fn directories_come_whole_however_long() {
 
 #[test]
 fn transactions_are_tried_again() {
-    let c = client(Store { conflicts: 2, ..Store::default() });
+    let c = client(Store {
+        conflicts: 2,
+        ..Store::default()
+    });
     let mut runs = 0;
-    c.transaction(|t| { runs += 1; c.write(t, "a", b"1") }).unwrap();
+    c.transaction(|t| {
+        runs += 1;
+        c.write(t, "a", b"1")
+    })
+    .unwrap();
     assert_eq!(runs, 3);
     let failed = c.transaction(|t| c.read(t, "none"));
     assert!(failed.unwrap_err().is_not_found());
@@ -162,7 +219,11 @@ fn a_frozen_client_is_quiet_and_goes_on_after() {
     thread.join().unwrap().unwrap();
     assert_eq!(c.read(NO, "late").unwrap(), b"1");
     // What is not answered cannot be handed over.
-    let id = { let mut i = c.inner.lock(); i.ring.silent = true; i.connection.request(Op::Read, 0, &[b"a\0"]).unwrap() };
+    let id = {
+        let mut i = c.inner.lock();
+        i.ring.silent = true;
+        i.connection.request(Op::Read, 0, &[b"a\0"]).unwrap()
+    };
     assert_eq!(c.freeze(now_plus(20)), Err(Error::TimedOut));
     c.inner.lock().connection.abandon(id);
     assert!(!c.inner.lock().frozen);
@@ -172,8 +233,14 @@ fn a_frozen_client_is_quiet_and_goes_on_after() {
 fn a_breach_closes_the_client() {
     let c = client(Store::default());
     c.inner.lock().ring.to_client.extend([0xff; HEADER_LEN]);
-    assert_eq!(c.read(NO, "a"), Err(Error::Closed(Violation::PayloadLength(u32::MAX))));
-    assert_eq!(c.write(NO, "a", b""), Err(Error::Closed(Violation::PayloadLength(u32::MAX))));
+    assert_eq!(
+        c.read(NO, "a"),
+        Err(Error::Closed(Violation::PayloadLength(u32::MAX)))
+    );
+    assert_eq!(
+        c.write(NO, "a", b""),
+        Err(Error::Closed(Violation::PayloadLength(u32::MAX)))
+    );
     assert!(c.next_event(None, || false).is_err());
 }
 

@@ -247,17 +247,10 @@ fn take(
     Ok(count)
 }
 
-fn put(
-    ring: &Bytes,
-    cons: &AtomicU32,
-    prod: &AtomicU32,
-    bytes: &[u8],
-) -> Result<usize, Violation> {
+fn put(ring: &Bytes, cons: &AtomicU32, prod: &AtomicU32, bytes: &[u8]) -> Result<usize, Violation> {
     let mut at = prod.load(Ordering::Relaxed);
     let used = at.wrapping_sub(cons.load(Ordering::Acquire));
-    let room = RING_SIZE
-        .checked_sub(used)
-        .ok_or(Violation::RingIndices)? as usize;
+    let room = RING_SIZE.checked_sub(used).ok_or(Violation::RingIndices)? as usize;
     let count = bytes.len().min(room);
     for byte in bytes.iter().take(count) {
         ring[(at % RING_SIZE) as usize].store(*byte, Ordering::Relaxed);
