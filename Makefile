@@ -23,12 +23,17 @@ QUICK ?=
 # For test: only tests on Xen whose names contain one of these words.
 FILTER ?=
 
+# What files in images are said to be as old as: the same for the same commit, wherever it is built.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+
 # What cargo needs to build, check or document code for the image target.
 for_image := --profile image --target x86_64-unknown-hermit -Zbuild-std=std,panic_abort \
 	-Zbuild-std-features=optimize_for_size,compiler-builtins-mem
 image_packages = -p segue -p segue-kernel $(patsubst apps/%/Cargo.toml,-p %,$(wildcard apps/*/Cargo.toml))
-host_packages = --workspace --exclude segue \
-	$(patsubst apps/%/Cargo.toml,--exclude %,$(wildcard apps/*/Cargo.toml))
+# Apps with a library run on a host, too: that is how it is tested.
+image_only_apps = $(filter-out $(patsubst apps/%/src/lib.rs,%,$(wildcard apps/*/src/lib.rs)), \
+	$(patsubst apps/%/Cargo.toml,%,$(wildcard apps/*/Cargo.toml)))
+host_packages = --workspace --exclude segue $(patsubst %,--exclude %,$(image_only_apps))
 
 .PHONY: help
 help: ## List the targets

@@ -20,6 +20,7 @@ pub mod devices;
 pub mod end;
 #[cfg(target_os = "hermit")]
 pub mod entry;
+pub mod fs;
 pub mod image;
 #[cfg(target_os = "hermit")]
 mod log;

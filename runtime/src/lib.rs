@@ -151,6 +151,13 @@ pub fn bundles() -> impl Iterator<Item = &'static [u8]> {
     })
 }
 
+/// The content of a file that came with the image or its ramdisk, where it lies: no copy is made.
+/// `None` if there is none, or if it is below `/tmp`.
+#[must_use]
+pub fn file(path: &str) -> Option<&'static [u8]> {
+    kernel::fs::content(path.as_bytes())
+}
+
 /// Name and version that a bundle carries; `None` if it is damaged.
 #[must_use]
 pub fn bundle_ident(bundle: &[u8]) -> Option<(String, String)> {

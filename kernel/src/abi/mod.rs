@@ -6,6 +6,8 @@
 
 pub mod errno;
 pub mod fd;
+#[cfg(target_os = "hermit")]
+mod files;
 pub mod socket;
 
 #[cfg(target_os = "hermit")]

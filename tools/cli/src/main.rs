@@ -5,6 +5,7 @@
 mod build;
 mod image;
 mod lab;
+mod new;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ enum Command {
     Build(build::Arguments),
     /// Make the files that start a linked app.
     Image(image::Arguments),
+    /// Make a new app that builds at once.
+    New(new::Arguments),
     /// A real Xen on this machine: prepare it, start it, run domains.
     Lab(lab::Arguments),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Build(arguments) => build::run(arguments),
         Command::Image(arguments) => image::run(arguments),
+        Command::New(arguments) => new::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {

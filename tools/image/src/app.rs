@@ -10,6 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use cargo_metadata::{Message, MetadataCommand};
 use segue_kernel::image::{Name, Version};
 
+use crate::files::{self, FilesError};
 use crate::{Options, Output, Report, build, write, xl};
 
 /// The target of everything in an image.
@@ -77,6 +78,8 @@ pub enum AppError {
     NoProgram(String),
     /// The image's files could not be made.
     Image(crate::Error),
+    /// The app's files could not be packed.
+    Files(FilesError),
 }
 
 impl fmt::Display for AppError {
@@ -98,6 +101,7 @@ impl fmt::Display for AppError {
             Self::Cargo(status) => write!(f, "cargo build ended with {status}"),
             Self::NoProgram(name) => write!(f, "package '{name}' has no program '{name}'"),
             Self::Image(error) => write!(f, "{error}"),
+            Self::Files(error) => write!(f, "{error}"),
         }
     }
 }
@@ -107,6 +111,12 @@ impl std::error::Error for AppError {}
 impl From<crate::Error> for AppError {
     fn from(error: crate::Error) -> Self {
         Self::Image(error)
+    }
+}
+
+impl From<FilesError> for AppError {
+    fn from(error: FilesError) -> Self {
+        Self::Files(error)
     }
 }
 
@@ -144,7 +154,16 @@ pub fn build_app(app: &App) -> Result<AppReport, AppError> {
         .unwrap_or_else(|| package.version.to_string());
     let version = Version::new(&version).ok_or(AppError::Version(version))?;
 
-    let linked = link(app, metadata.workspace_root.as_std_path())?;
+    let root = metadata.workspace_root.as_std_path();
+    let folder = package.manifest_path.with_file_name("files");
+    let files = if folder.is_dir() {
+        let archive = files::pack(folder.as_std_path(), files::time_of_sources()?)?;
+        let target = metadata.target_directory.as_std_path();
+        Some(files::place(&archive, &target.join("files"), &app.name)?)
+    } else {
+        None
+    };
+    let linked = link(app, root, files.as_deref())?;
     let files = build(&Options {
         elf: linked.clone(),
         name,
@@ -172,21 +191,29 @@ pub fn build_app(app: &App) -> Result<AppReport, AppError> {
     })
 }
 
-/// Runs cargo and returns the path of what it linked.
-fn link(app: &App, root: &Path) -> Result<PathBuf, AppError> {
+/// Runs cargo and returns the path of what it linked, with an archive of files if there is one.
+fn link(app: &App, root: &Path, files: Option<&Path>) -> Result<PathBuf, AppError> {
     let mut command = Command::new(cargo());
     command
         // The flags for the target and the linker script are found from there.
         .current_dir(root)
         // For this child alone: set for host builds, it would make cargo build them anew.
         .env("RUSTC_BOOTSTRAP", "1")
-        .args(["build", "--message-format=json-render-diagnostics"])
+        // `cargo rustc` is `cargo build`, with arguments for the last step.
+        .args(["rustc", "--message-format=json-render-diagnostics"])
         .args(["--package", &app.name, "--bin", &app.name])
         .args(CARGO_ARGUMENTS)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     if !app.features.is_empty() {
         command.args(["--features", &app.features.join(",")]);
+    }
+    if let Some(files) = files {
+        // The linker takes the file as it is for a section, which linker/image.ld places.
+        command.args(["--", "-Clink-arg=--format=binary"]);
+        let mut argument = OsString::from("-Clink-arg=");
+        argument.push(files);
+        command.arg(argument).arg("-Clink-arg=--format=default");
     }
     let mut child = command.spawn().map_err(AppError::Spawn)?;
     let mut linked = None;

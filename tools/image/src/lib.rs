@@ -9,11 +9,15 @@
 //! The linker leaves name and version in the identity note empty; [`build`] fills them in. What
 //! it makes was accepted by the kernel's own [`verify`], or it makes nothing.
 //!
+//! An app's folder `files` becomes a cpio archive in the image ([`pack`]), the tree that it reads
+//! files from.
+//!
 //! [`build_app`] does it all, from an app's package on: it runs cargo for the image target first.
 
 mod app;
 mod bzimage;
 mod error;
+mod files;
 mod stripped;
 #[cfg(test)]
 mod tests;
@@ -24,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use app::{App, AppError, AppReport, CARGO_ARGUMENTS, TARGET, build_app};
 pub use error::Error;
+pub use files::{FilesError, pack};
 use segue_kernel::image::{BundleHeader, Ident, Image, Name, Version, ident_range, verify};
 
 /// What to build, and from what.

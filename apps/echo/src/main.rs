@@ -1,0 +1,50 @@
+//! Sends back what it is sent, over TCP and UDP.
+//!
+//! `echo [ADDRESS:PORT]`; port 7 in an image.
+#[cfg(target_os = "hermit")]
+use segue as _;
+
+use echo::{Echo, datagrams};
+use segue_serve::{Config, Server};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::ExitCode;
+use std::{io, thread};
+
+const LISTEN: &str = if cfg!(target_os = "hermit") {
+    "[::]:7"
+} else {
+    "127.0.0.1:7007"
+};
+
+fn serve() -> Result<(), String> {
+    let listen = std::env::args().nth(1).unwrap_or_else(|| LISTEN.into());
+    let address: SocketAddr = listen
+        .parse()
+        .map_err(|_| format!("'{listen}' is no ADDRESS:PORT"))?;
+    let at_address = |error: io::Error| format!("{address}: {error}");
+    let socket = UdpSocket::bind(address).map_err(at_address)?;
+    let server = Server::new(Echo, Config::default()).map_err(|error| error.to_string())?;
+    println!("echo: listen={address}");
+    thread::scope(|scope| {
+        let datagrams = scope.spawn(|| {
+            let result = datagrams(&socket);
+            server.stop();
+            result
+        });
+        server.listen(address).map_err(at_address)?;
+        datagrams
+            .join()
+            .unwrap_or(Ok(()))
+            .map_err(|error| error.to_string())
+    })
+}
+
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Serves the files of its image over HTTP.
+//!
+//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N]`
+//!
+//! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
+//! is for trying out, it is `apps/httpd/files/www` itself.
+#[cfg(target_os = "hermit")]
+use segue as _;
+
+use httpd::{Gauge, Http, Limits, Site};
+use segue_serve::{Config, Server};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+struct Arguments {
+    listen: SocketAddr,
+    root: PathBuf,
+    config: Config,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut arguments = Arguments {
+        listen: platform::LISTEN,
+        root: platform::ROOT.into(),
+        config: Config::default(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words
+            .next()
+            .ok_or_else(|| format!("{word} needs a value"))?;
+        let bad = |what| format!("{word}: '{value}' is no {what}");
+        match &word[..] {
+            "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
+            "--root" => arguments.root = value.into(),
+            "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
+            _ => {
+                return Err(format!(
+                    "unknown option {word}; there are --listen ADDRESS:PORT, --root FOLDER, \
+                     --threads N"
+                ));
+            }
+        }
+    }
+    Ok(arguments)
+}
+
+fn serve() -> Result<(), String> {
+    let Arguments {
+        listen,
+        root,
+        config,
+    } = arguments()?;
+    let site = Site::load(&root, platform::content).map_err(|error| error.to_string())?;
+    println!(
+        "httpd: files={} bytes={} listen={listen} threads={}",
+        site.len(),
+        site.bytes(),
+        config.threads
+    );
+    let http = Http::new(site, Limits::default(), platform::gauges());
+    let server = Server::new(http, config).map_err(|error| error.to_string())?;
+    Http::observe(&server);
+    server
+        .listen(listen)
+        .map_err(|error| format!("{listen}: {error}"))
+}
+
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("httpd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// In an image: files lie in it and are sent from there.
+#[cfg(target_os = "hermit")]
+mod platform {
+    use super::{Gauge, SocketAddr};
+    use httpd::metrics::Kind;
+    use std::io;
+    use std::net::{IpAddr, Ipv6Addr};
+    use std::path::Path;
+
+    pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
+    pub const ROOT: &str = "/www";
+
+    pub fn content(path: &Path) -> io::Result<&'static [u8]> {
+        match path.to_str().and_then(segue::file) {
+            Some(bytes) => Ok(bytes),
+            // Not of the tree: a file of /tmp.
+            None => std::fs::read(path).map(|bytes| &*bytes.leak()),
+        }
+    }
+
+    pub fn gauges() -> Vec<Gauge> {
+        vec![
+            Gauge {
+                name: "segue_generation",
+                help: "1 for the image the domain booted, one more for each committed switch.",
+                kind: Kind::Gauge,
+                read: || segue::generation() as f64,
+            },
+            Gauge {
+                name: "segue_memory_free_bytes",
+                help: "Memory in free frames.",
+                kind: Kind::Gauge,
+                read: || segue::free_frames() as f64 * 4096.0,
+            },
+            Gauge {
+                name: "segue_vcpus",
+                help: "Virtual CPUs.",
+                kind: Kind::Gauge,
+                read: || f64::from(segue::vcpus()),
+            },
+        ]
+    }
+}
+
+/// On a host, for trying out.
+#[cfg(not(target_os = "hermit"))]
+mod platform {
+    use super::{Gauge, SocketAddr};
+    use std::io;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::path::Path;
+
+    pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+    pub const ROOT: &str = "apps/httpd/files/www";
+
+    pub fn content(path: &Path) -> io::Result<&'static [u8]> {
+        // Read once, served until the end.
+        std::fs::read(path).map(|bytes| &*bytes.leak())
+    }
+
+    pub fn gauges() -> Vec<Gauge> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,475 @@
+//! One thread of a server: waits, reads, calls the service, writes.
+
+use crate::output::Output;
+use crate::timers::{Deadline, Timers};
+use crate::{Next, Seat, Service, Shared, Step};
+use polling::{Event, Events, PollMode};
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What is read at once.
+const READ: usize = 64 * 1024;
+/// Connections accepted at once, before others get their turn.
+const ACCEPT: usize = 64;
+/// How long and how much input is thrown away before a close.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 << 20;
+/// How long accepting rests when the system has no descriptor or memory for a connection.
+const REST: Duration = Duration::from_millis(100);
+/// The listener's key; a connection's is its index.
+const LISTENER: usize = usize::MAX - 1;
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Waits for input.
+    Reading,
+    /// Waits until its output is taken.
+    Sending,
+    /// As above, and it is closed then.
+    LastSending,
+    /// All is sent; so many bytes of input may still be thrown away.
+    Lingering(usize),
+}
+
+struct Connection<D> {
+    stream: TcpStream,
+    serial: u64,
+    state: State,
+    session: D,
+    deadline: Deadline,
+    /// Input that was not consumed.
+    pending: Vec<u8>,
+    /// Output that was not taken.
+    output: Output,
+}
+
+/// What is left of a connection after it had its turn.
+enum After {
+    Keep,
+    Close,
+}
+
+struct Worker<'a, S: Service> {
+    shared: &'a Shared<S>,
+    seat: &'a Seat,
+    connections: Vec<Option<Connection<S::Session>>>,
+    free: Vec<usize>,
+    serial: u64,
+    timers: Timers,
+    input: Box<[u8]>,
+    output: Output,
+    now: Instant,
+}
+
+/// Runs thread `index` until the server is stopped. One of them has the listener.
+pub fn run<S: Service>(
+    shared: &Shared<S>,
+    index: usize,
+    listener: Option<&TcpListener>,
+) -> io::Result<()> {
+    let Some(seat) = shared.seats.get(index) else {
+        return Ok(());
+    };
+    let mut worker = Worker {
+        shared,
+        seat,
+        connections: Vec::new(),
+        free: Vec::new(),
+        serial: 0,
+        timers: Timers::default(),
+        input: vec![0; READ].into_boxed_slice(),
+        output: Output::default(),
+        now: Instant::now(),
+    };
+    let mut acceptor = listener.map(|listener| Acceptor {
+        listener,
+        next: 0,
+        rests_until: None,
+    });
+    if let Some(acceptor) = &acceptor {
+        acceptor.watch(seat)?;
+    }
+    let mut events = Events::new();
+    while !shared.stop.load(Ordering::Acquire) {
+        let wake = [
+            worker.timers.next(),
+            acceptor.as_ref().and_then(|a| a.rests_until),
+        ];
+        events.clear();
+        match wake.into_iter().flatten().min() {
+            Some(wake) => seat.poller.wait_deadline(&mut events, wake)?,
+            None => seat.poller.wait(&mut events, None)?,
+        };
+        worker.now = Instant::now();
+        let mut incoming = false;
+        for event in events.iter() {
+            match event.key {
+                LISTENER => incoming = true,
+                index => worker.turn(index),
+            }
+        }
+        // Only now: an index freed above is not used again while its events may be in the list.
+        for stream in seat.take_queue() {
+            worker.adopt(stream);
+        }
+        if let Some(acceptor) = &mut acceptor {
+            acceptor.turn(&mut worker, incoming)?;
+        }
+        worker.expire();
+    }
+    if acceptor.is_some()
+        && let Some(listener) = listener
+    {
+        seat.poller.delete(listener)?;
+    }
+    worker.close_all();
+    Ok(())
+}
+
+/// Accepts, and deals connections out to the threads in turn.
+struct Acceptor<'a> {
+    listener: &'a TcpListener,
+    next: usize,
+    rests_until: Option<Instant>,
+}
+
+impl Acceptor<'_> {
+    fn watch(&self, seat: &Seat) -> io::Result<()> {
+        let event = Event::readable(LISTENER);
+        // SAFETY: `run` deletes the listener before it returns, and borrows it until then; on an
+        // error return the poller is not waited on again.
+        unsafe {
+            seat.poller
+                .add_with_mode(self.listener, event, PollMode::Level)
+        }
+    }
+
+    fn turn<S: Service>(&mut self, worker: &mut Worker<'_, S>, incoming: bool) -> io::Result<()> {
+        if let Some(until) = self.rests_until {
+            if worker.now < until {
+                return Ok(());
+            }
+            self.rests_until = None;
+            let event = Event::readable(LISTENER);
+            let poller = &worker.seat.poller;
+            return poller.modify_with_mode(self.listener, event, PollMode::Level);
+        }
+        if !incoming {
+            return Ok(());
+        }
+        for _ in 0..ACCEPT {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.deal(worker, stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_of_connection(&error) => {}
+                // The connection waits in the backlog; without a rest this thread would spin.
+                Err(_) => {
+                    self.rests_until = Some(worker.now + REST);
+                    let poller = &worker.seat.poller;
+                    let event = Event::none(LISTENER);
+                    return poller.modify_with_mode(self.listener, event, PollMode::Level);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deal<S: Service>(&mut self, worker: &mut Worker<'_, S>, stream: TcpStream) {
+        let shared = worker.shared;
+        if shared.open.load(Ordering::Relaxed) >= shared.config.connections {
+            worker.seat.counters.refused.add(1);
+            return;
+        }
+        shared.open.fetch_add(1, Ordering::Relaxed);
+        let index = self.next % shared.seats.len();
+        self.next = self.next.wrapping_add(1);
+        match shared.seats.get(index) {
+            Some(seat) if !std::ptr::eq(seat, worker.seat) => {
+                if seat.hand_over(stream).is_err() {
+                    shared.open.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+            _ => worker.adopt(stream),
+        }
+    }
+}
+
+/// Whether `accept` failed because of the connection, not of the system.
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied
+    )
+}
+
+impl<S: Service> Worker<'_, S> {
+    /// Takes a connection on.
+    fn adopt(&mut self, stream: TcpStream) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        let ready = stream.set_nonblocking(true).and_then(|()| {
+            // Answers are whole when they are written: nothing is won by waiting for more.
+            stream.set_nodelay(true)?;
+            // SAFETY: `close` deletes it, and nobody else drops a connection.
+            unsafe {
+                let event = Event::readable(index);
+                (self.seat.poller).add_with_mode(&stream, event, PollMode::Level)
+            }
+        });
+        if ready.is_err() {
+            // Gone already, or no memory.
+            self.free.push(index);
+            self.shared.open.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.seat.counters.accepted.add(1);
+        self.serial += 1;
+        let session = S::Session::default();
+        let patience = self.shared.service.patience(&session, 0);
+        let deadline = self.timers.start(index, self.serial, self.now + patience);
+        if let Some(slot) = self.connections.get_mut(index) {
+            *slot = Some(Connection {
+                stream,
+                serial: self.serial,
+                state: State::Reading,
+                session,
+                deadline,
+                pending: Vec::new(),
+                output: Output::default(),
+            });
+        }
+        // What it sent with its handshake is read at once: one wait less.
+        self.turn(index);
+    }
+
+    /// Lets a connection do what it can.
+    fn turn(&mut self, index: usize) {
+        let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let after = match connection.state {
+            State::Reading => self.read(index, &mut connection),
+            State::Sending | State::LastSending => self.send(index, &mut connection),
+            State::Lingering(left) => self.linger(&mut connection, left),
+        };
+        match after {
+            Ok(After::Keep) => self.put_back(index, connection),
+            Ok(After::Close) | Err(_) => self.close(index, connection),
+        }
+    }
+
+    fn put_back(&mut self, index: usize, connection: Connection<S::Session>) {
+        if let Some(slot) = self.connections.get_mut(index) {
+            *slot = Some(connection);
+        }
+    }
+
+    fn read(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
+        let n = match c.stream.read(&mut self.input) {
+            // What was complete has been answered before.
+            Ok(0) => return Ok(After::Close),
+            Ok(n) => n,
+            Err(error) if would_wait(&error) => return Ok(After::Keep),
+            Err(error) => return Err(error),
+        };
+        self.seat.counters.received.add(n);
+        if c.pending.is_empty() {
+            // Borrowed in place: usually all of it is consumed and none is copied.
+            let input = std::mem::take(&mut self.input);
+            let after = self.serve(index, c, input.get(..n).unwrap_or_default());
+            self.input = input;
+            after
+        } else {
+            c.pending
+                .extend_from_slice(self.input.get(..n).unwrap_or_default());
+            self.serve_pending(index, c)
+        }
+    }
+
+    fn serve_pending(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
+        let input = std::mem::take(&mut c.pending);
+        let (consumed, after) = self.feed(index, c, &input)?;
+        c.pending = input;
+        c.pending.drain(..consumed.min(c.pending.len()));
+        if c.pending.is_empty() {
+            c.pending = Vec::new();
+        }
+        Ok(after)
+    }
+
+    fn serve(
+        &mut self,
+        index: usize,
+        c: &mut Connection<S::Session>,
+        input: &[u8],
+    ) -> io::Result<After> {
+        let (consumed, after) = self.feed(index, c, input)?;
+        let rest = input.get(consumed..).unwrap_or_default();
+        if !rest.is_empty() {
+            c.pending = rest.to_vec();
+        }
+        Ok(after)
+    }
+
+    /// Calls the service until it waits for more, the peer takes no more, or the connection ends.
+    fn feed(
+        &mut self,
+        index: usize,
+        c: &mut Connection<S::Session>,
+        input: &[u8],
+    ) -> io::Result<(usize, After)> {
+        let mut consumed = 0;
+        loop {
+            let rest = input.get(consumed..).unwrap_or_default();
+            let step: Step = self
+                .shared
+                .service
+                .input(&mut c.session, rest, &mut self.output);
+            consumed = (consumed + step.consumed).min(input.len());
+            let sent = self.output.send(&mut c.stream);
+            self.seat.counters.sent.add(sent.as_ref().map_or(0, |n| *n));
+            if sent.is_err() {
+                self.output.clear();
+            }
+            sent?;
+            let last = step.next == Next::Close;
+            if !self.output.is_empty() {
+                c.output = std::mem::take(&mut self.output);
+                c.state = if last {
+                    State::LastSending
+                } else {
+                    State::Sending
+                };
+                self.interest(c, Event::writable(index))?;
+                self.until(index, c, self.shared.config.send_timeout);
+                return Ok((consumed, After::Keep));
+            }
+            match step.next {
+                Next::Flush => {}
+                Next::Close => return Ok((consumed, self.start_linger(index, c)?)),
+                Next::Wait => {
+                    let pending = input.len() - consumed;
+                    let patience = self.shared.service.patience(&c.session, pending);
+                    self.until(index, c, patience);
+                    return Ok((consumed, After::Keep));
+                }
+            }
+        }
+    }
+
+    /// Goes on with output that was not taken before.
+    fn send(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
+        let sent = c.output.send(&mut c.stream)?;
+        self.seat.counters.sent.add(sent);
+        if !c.output.is_empty() {
+            if sent > 0 {
+                self.until(index, c, self.shared.config.send_timeout);
+            }
+            return Ok(After::Keep);
+        }
+        c.output = Output::default();
+        if c.state == State::LastSending {
+            self.interest(c, Event::readable(index))?;
+            return self.start_linger(index, c);
+        }
+        c.state = State::Reading;
+        self.interest(c, Event::readable(index))?;
+        self.serve_pending(index, c)
+    }
+
+    fn start_linger(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
+        c.stream.shutdown(Shutdown::Write)?;
+        c.pending = Vec::new();
+        c.state = State::Lingering(LINGER_BYTES);
+        self.until(index, c, LINGER);
+        Ok(After::Keep)
+    }
+
+    fn linger(&mut self, c: &mut Connection<S::Session>, left: usize) -> io::Result<After> {
+        match c.stream.read(&mut self.input) {
+            Ok(0) => Ok(After::Close),
+            Ok(n) if n >= left => Ok(After::Close),
+            Ok(n) => {
+                c.state = State::Lingering(left - n);
+                Ok(After::Keep)
+            }
+            Err(error) if would_wait(&error) => Ok(After::Keep),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn interest(&self, c: &Connection<S::Session>, event: Event) -> io::Result<()> {
+        (self.seat.poller).modify_with_mode(&c.stream, event, PollMode::Level)
+    }
+
+    fn until(&mut self, index: usize, c: &mut Connection<S::Session>, patience: Duration) {
+        let at = self.now + patience;
+        self.timers.set(&mut c.deadline, index, c.serial, at);
+    }
+
+    /// Ends connections whose time is over.
+    fn expire(&mut self) {
+        while let Some(due) = self.timers.due(self.now) {
+            let (index, serial, _) = due;
+            let Some(mut c) = self.connections.get_mut(index).and_then(Option::take) else {
+                continue;
+            };
+            if c.serial != serial || !self.timers.is_over(&mut c.deadline, due, self.now) {
+                self.put_back(index, c);
+                continue;
+            }
+            if matches!(c.state, State::Reading) {
+                self.seat.counters.timeouts.add(1);
+                let service = &self.shared.service;
+                service.timed_out(&mut c.session, c.pending.len(), &mut self.output);
+                let sent = self.output.send(&mut c.stream);
+                self.output.clear();
+                let lingers = sent.and_then(|sent| {
+                    self.seat.counters.sent.add(sent);
+                    if sent == 0 {
+                        return Ok(After::Close);
+                    }
+                    self.start_linger(index, &mut c)
+                });
+                if let Ok(After::Keep) = lingers {
+                    // Its entry in the heap was taken.
+                    c.deadline = self.timers.start(index, c.serial, self.now + LINGER);
+                    self.put_back(index, c);
+                    continue;
+                }
+            } else if !matches!(c.state, State::Lingering(_)) {
+                self.seat.counters.timeouts.add(1);
+            }
+            self.close(index, c);
+        }
+    }
+
+    fn close(&mut self, index: usize, connection: Connection<S::Session>) {
+        // It fails only if it was not added, and then there is nothing to delete.
+        let _ = self.seat.poller.delete(&connection.stream);
+        self.free.push(index);
+        self.seat.counters.closed.add(1);
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn close_all(&mut self) {
+        for index in 0..self.connections.len() {
+            if let Some(connection) = self.connections.get_mut(index).and_then(Option::take) {
+                self.close(index, connection);
+            }
+        }
+    }
+}
+
+fn would_wait(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
