@@ -15,8 +15,7 @@ mod acpi;
 pub mod boot;
 #[cfg(target_os = "hermit")]
 pub mod cpu;
-#[cfg(target_os = "hermit")]
-mod devices;
+pub mod devices;
 #[cfg(target_os = "hermit")]
 pub mod end;
 #[cfg(target_os = "hermit")]

@@ -112,7 +112,7 @@ pub fn audit() -> Option<Audit> {
     Some(Audit {
         free_frames: free_frames(),
         ports: kernel::xen::events::bound_ports(token),
-        carved: boot::machine().carve.used(),
+        carved: boot::carved(),
         reservation: kernel::xen::hypercall::current_reservation(token).ok()?,
     })
 }
@@ -227,6 +227,7 @@ impl<'a> Replace<'a> {
 /// no trial.
 pub fn commit() {
     adopt::commit();
+    kernel::net::device::start();
 }
 
 /// Whether this image is on trial.

@@ -311,22 +311,25 @@ unsafe fn write_addr(
     Ok(())
 }
 
+#[cfg(target_os = "hermit")]
+use super::answer as size;
+#[cfg(target_os = "hermit")]
+use super::answer_int as number;
+
+/// On the host no thread remembers errors.
+#[cfg(not(target_os = "hermit"))]
+fn size<T: TryInto<isize>>(result: Result<T, Errno>) -> isize {
+    let result = result.and_then(|n| n.try_into().map_err(|_| Errno::EOVERFLOW));
+    result.unwrap_or_else(|e| -(e.0 as isize))
+}
+
+#[cfg(not(target_os = "hermit"))]
+fn number<T: TryInto<isize>>(result: Result<T, Errno>) -> i32 {
+    size(result) as i32
+}
+
 fn status(result: Result<(), Errno>) -> i32 {
-    match result {
-        Ok(()) => 0,
-        Err(e) => -e.0,
-    }
-}
-
-fn number(result: Result<i32, Errno>) -> i32 {
-    result.unwrap_or_else(|e| -e.0)
-}
-
-fn size(result: Result<usize, Errno>) -> isize {
-    match result {
-        Ok(n) => isize::try_from(n).unwrap_or(isize::MAX),
-        Err(e) => -(e.0 as isize),
-    }
+    number(result.map(|()| 0i32))
 }
 
 /// Runs `f` on the socket behind `fd`.
@@ -473,7 +476,7 @@ extern "C" fn sys_shutdown(fd: i32, how: i32) -> i32 {
         abi::SHUT_RD => How::Read,
         abi::SHUT_WR => How::Write,
         abi::SHUT_RDWR => How::Both,
-        _ => return -Errno::EINVAL.0,
+        _ => return status(Err(Errno::EINVAL)),
     };
     status(on(fd, |s| s.shutdown(how)))
 }

@@ -9,7 +9,7 @@ use crate::xen::carve::Carve;
 use crate::xen::events::Ports;
 use crate::xen::hypercall::{self, XenError};
 use crate::xen::shared_info::{self, Home};
-use crate::xen::{Committed, console};
+use crate::xen::{Committed, console, grant, xenstore};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hermit_sync::OnceCell;
@@ -41,7 +41,8 @@ pub struct Machine {
     pub xen: (u16, u16),
     /// The processor.
     pub features: Features,
-    /// Frames for what Xen writes; the first is shared_info's.
+    /// Frames for what Xen writes; the first is shared_info's. How many are out is [`carved`]'s to
+    /// say.
     pub carve: Carve,
 }
 
@@ -66,8 +67,26 @@ pub(crate) fn open_hole() -> Option<Gfn> {
     Gfn::new(OPEN_HOLE.load(Ordering::Acquire)).filter(|g| g.as_u64() != 0)
 }
 
+/// Carved frames that are out.
+static CARVED: AtomicU64 = AtomicU64::new(0);
+
+/// Number of frames carved for what Xen writes: shared_info's, then the grant table's.
+#[must_use]
+pub fn carved() -> u64 {
+    CARVED.load(Ordering::Acquire)
+}
+
+/// The next carved frame; `None` at the end of the range.
+pub(crate) fn carve_frame() -> Option<Gfn> {
+    let range = machine().carve.range();
+    let next = |used| (used < range.frames()).then_some(used + 1);
+    let used = CARVED.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+    Some(range.part(used.ok()?, 1)?.start())
+}
+
 /// Sets the machine, once.
 pub(crate) fn set_machine(machine: Machine) -> &'static Machine {
+    CARVED.store(machine.carve.used(), Ordering::Release);
     MACHINE.get_or_init(|| machine)
 }
 
@@ -115,14 +134,20 @@ pub(crate) fn set_home_in_ram(gfn: Gfn) {
     HOME_IN_RAM.store(gfn.as_u64(), Ordering::Release);
 }
 
-/// Frames outside RAM that every image maps: shared_info's and the console ring.
+/// Frames outside RAM that every image maps: shared_info's, the rings of console and xenstore, the
+/// grant table's.
 #[must_use]
-pub fn device_frames(_: Committed) -> ArrayVec<Gfn, 4> {
+pub fn device_frames(_: Committed) -> ArrayVec<Gfn, MAX_DEVICE_FRAMES> {
     let mut frames = ArrayVec::new();
     frames.push(machine().final_home());
     frames.extend(console::get().map(|c| c.gfn));
+    frames.extend(xenstore::home().map(|r| r.gfn));
+    frames.extend(grant::table_frames());
     frames
 }
+
+/// Most frames in [`device_frames`].
+const MAX_DEVICE_FRAMES: usize = 3 + grant::MAX_FRAMES;
 
 /// Moves shared_info to `to` and reads the clock there from now on.
 ///

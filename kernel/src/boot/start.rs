@@ -7,7 +7,7 @@ use crate::boot::info::{BootError, BootInfo, EntryKind, Module, Read};
 use crate::boot::{self, Machine};
 use crate::cpu::tables::FaultStacks;
 use crate::cpu::{Features, apic, percpu, smp, tables};
-use crate::devices::{pci, pic, uart};
+use crate::devices::{pci, pic, uart, unplug};
 use crate::memory::paging::{NoTableFrame, Perms};
 use crate::memory::vm::{self, Surroundings, TablePool};
 use crate::memory::workspace::Workspace;
@@ -19,6 +19,7 @@ use crate::xen::console::{self, Console, println};
 use crate::xen::events::{self, Ports};
 use crate::xen::hypercall::{self, ShutdownReason, XenError};
 use crate::xen::shared_info;
+use crate::xen::xenstore;
 use crate::xen::{Committed, cpuid};
 use crate::{acpi, end};
 use arrayvec::ArrayVec;
@@ -173,6 +174,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     } else {
         None
     };
+    if hvm {
+        unplug::unplug_all(token);
+    }
     let mut carve = bar
         .or_else(|| Carve::from_hole(&info.claimed))
         .ok_or(StartError::NoHome)?;
@@ -241,7 +245,12 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     let extent = find(&info.ram, &kept, Workspace::frames(vcpus, ram_end), 1 << 20)?;
     keep(&mut kept, extent)?;
     let workspace = Workspace::plan(extent, vcpus, ram_end).ok_or(StartError::Tables)?;
-    let devices: ArrayVec<Gfn, 4> = [home].into_iter().chain(pv.map(|c| c.gfn)).collect();
+    let store = xenstore::find(token);
+    let devices: ArrayVec<Gfn, 4> = [home]
+        .into_iter()
+        .chain(pv.map(|c| c.gfn))
+        .chain(store.map(|s| s.gfn))
+        .collect();
     let around = Surroundings {
         ram: &info.ram,
         devices: &devices,
@@ -292,6 +301,10 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     }
     if let Some(ports) = boot::ports() {
         ports.enable_on(token, percpu::this());
+    }
+    if let Some(store) = store {
+        // SAFETY: Xen says that the ring is there, and our tables map it; nobody has used it yet.
+        unsafe { xenstore::adopt(token, store, 1) };
     }
     // SAFETY: the low page is kept for this, and mapped writable.
     unsafe { smp::start_others(token, low, &apic_ids) }.map_err(|e| StartError::Vcpu(e.vcpu))?;

@@ -408,6 +408,12 @@ impl Interface {
         result
     }
 
+    /// Whether frames wait for the device.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
     /// Sends what waits for the device; true if nothing waits any more.
     pub fn send_waiting(&mut self, stats: &mut Stats) -> bool {
         let Some(nic) = &mut self.nic else {

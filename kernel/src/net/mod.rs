@@ -10,6 +10,8 @@
 //! receives runs the stack on its own thread, under the same lock.
 
 pub mod config;
+#[cfg(target_os = "hermit")]
+pub mod device;
 pub mod host;
 mod input;
 pub mod interface;
@@ -148,8 +150,15 @@ fn run(tell: Tell) {
         let Some(stack) = guard.as_mut() else {
             return;
         };
-        let more = stack.round(task::now());
-        let deadline = stack.deadline();
+        let now = task::now();
+        let mut more = stack.round(now);
+        let mut deadline = stack.deadline();
+        if !more {
+            match stack.idle(now) {
+                nic::Idle::Until(until) => deadline = deadline.into_iter().chain(until).min(),
+                nic::Idle::Work | nic::Idle::Gone => more = true,
+            }
+        }
         ARMED.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
         if core::mem::take(&mut stack.changed) {
             describe(stack, tell);
@@ -204,7 +213,8 @@ pub fn with<R>(f: impl FnOnce(&mut Stack, u64) -> R) -> Option<R> {
     if sooner {
         ARMED.store(deadline, Ordering::Relaxed);
     }
-    let wake = more || sooner || stack.changed;
+    // The thread sees to it that a full device tells when there is room.
+    let wake = more || sooner || stack.changed || stack.waits_for_room();
     drop(guard);
     if wake {
         notify();

@@ -63,6 +63,17 @@ impl core::fmt::Display for SendError {
     }
 }
 
+/// Whether a device has something to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    /// Yes: receive and send.
+    Work,
+    /// Not before an event, or this system time in ns.
+    Until(Option<u64>),
+    /// Never again: drop it.
+    Gone,
+}
+
 /// A network device.
 pub trait Nic {
     /// What the device can do.
@@ -83,4 +94,12 @@ pub trait Nic {
 
     /// Tells the backend of what was sent since, once per batch (one notification at most).
     fn flush(&mut self);
+
+    /// Called when there is nothing more to do for the device: asks it for the next event (which it
+    /// tells by [`notify`](super::notify)), and says whether one has come already. `now` is the
+    /// system time in ns.
+    fn idle(&mut self, now: u64) -> Idle {
+        let _ = now;
+        Idle::Until(None)
+    }
 }

@@ -10,7 +10,8 @@ use super::host::{Failure, Host};
 use super::ip::Header;
 use super::streams::Streams;
 use super::tcp::{self, Engine, IcmpError};
-use super::{Error, nic::Nic};
+use super::Error;
+use super::nic::{Idle, Nic};
 use alloc::boxed::Box;
 
 /// Most frames of one device, and most packets to ourselves, in one round.
@@ -153,6 +154,34 @@ impl Stack {
         }
         self.streams.wake(&mut self.engine);
         !self.host.loopback.is_empty()
+    }
+
+    /// Asks all devices for their next event; drops those that are gone.
+    pub fn idle(&mut self, now: u64) -> Idle {
+        let mut until = None;
+        let mut work = false;
+        for place in &mut self.host.interfaces {
+            let Some(nic) = place.as_mut().and_then(|i| i.nic.as_mut()) else {
+                continue;
+            };
+            match nic.idle(now) {
+                Idle::Work => work = true,
+                Idle::Until(None) => {}
+                Idle::Until(Some(t)) => until = Some(until.map_or(t, |u: u64| u.min(t))),
+                Idle::Gone => {
+                    *place = None;
+                    self.changed = true;
+                    work = true;
+                }
+            }
+        }
+        if work { Idle::Work } else { Idle::Until(until) }
+    }
+
+    /// Whether something could not be sent yet.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.host.blocked || self.host.each().any(|(_, i)| i.waits_for_room())
     }
 
     fn failed(&mut self, failure: Failure) {

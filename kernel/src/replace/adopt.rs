@@ -23,7 +23,8 @@ use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::Ports;
 use crate::xen::hypercall::{self, Port};
-use crate::xen::{Committed, shared_info};
+use crate::xen::xenstore::{self, SharedRing};
+use crate::xen::{Committed, events, grant, shared_info};
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 use hermit_sync::{InterruptTicketMutex, OnceCell};
@@ -39,6 +40,49 @@ struct Pending {
     root: PhysAddr,
     pool_used: u64,
     watchdog: Option<u32>,
+    devices: Devices,
+}
+
+/// What the image before had of other domains: closed after the commit, then connected anew.
+struct Devices {
+    xenstore: Option<SharedRing>,
+    grant_table: ArrayVec<Gfn, { grant::MAX_FRAMES }>,
+    granted: ArrayVec<Extent, { grant::MAX_BLOCKS }>,
+    ports: ArrayVec<Port, { events::MAX_OPEN }>,
+}
+
+impl Devices {
+    /// An image that knows of none says nothing of them.
+    fn parse(record: &Record<'_>) -> Result<Self, RecordError> {
+        let xenstore = match record.array::<2>(Kind::Xenstore) {
+            Ok([frame, port]) => Some(SharedRing {
+                gfn: gfn(Kind::Xenstore, frame)?,
+                port: Port(port as u32),
+            }),
+            Err(_) => None,
+        };
+        let mut devices = Self {
+            xenstore,
+            grant_table: ArrayVec::new(),
+            granted: ArrayVec::new(),
+            ports: ArrayVec::new(),
+        };
+        for frame in record.words(Kind::GrantTable).into_iter().flatten() {
+            let frame = gfn(Kind::GrantTable, frame)?;
+            let fits = devices.grant_table.try_push(frame);
+            fits.map_err(|_| RecordError::Bad(Kind::GrantTable))?;
+        }
+        let mut words = record.words(Kind::Granted).into_iter().flatten();
+        while let (Some(start), Some(end)) = (words.next(), words.next()) {
+            let fits = devices.granted.try_push(extent(Kind::Granted, start, end)?);
+            fits.map_err(|_| RecordError::Bad(Kind::Granted))?;
+        }
+        for port in record.words(Kind::DevicePorts).into_iter().flatten() {
+            let fits = devices.ports.try_push(Port(port as u32));
+            fits.map_err(|_| RecordError::Bad(Kind::DevicePorts))?;
+        }
+        Ok(devices)
+    }
 }
 
 static PENDING: InterruptTicketMutex<Option<Pending>> = InterruptTicketMutex::new(None);
@@ -189,6 +233,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         root: gfn(Kind::Tables, root)?.addr(),
         pool_used,
         watchdog: record.array::<1>(Kind::Watchdog).ok().map(|[id]| id as u32),
+        devices: Devices::parse(record)?,
     });
     boot::set_machine(Machine {
         entry: EntryKind::Handover,
@@ -276,6 +321,13 @@ pub fn commit() {
         vm::free_frames(p.handover);
         if let Some(console) = p.console {
             console::set(console);
+        }
+        grant::adopt(&p.devices.grant_table, &p.devices.granted);
+        for port in &p.devices.ports {
+            events::close(token, *port);
+        }
+        if let Some(ring) = p.devices.xenstore {
+            xenstore::adopt(token, ring, machine.generation);
         }
     }
     report(token, park, p.hole, after);

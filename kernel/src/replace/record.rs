@@ -55,6 +55,14 @@ pub enum Kind {
     Rsdp = 16,
     /// Words: the id of Xen's watchdog, to be switched off after the commit.
     Watchdog = 18,
+    /// Words: each frame of the grant table, in order.
+    GrantTable = 19,
+    /// Words: start and end frame of each extent that other domains may use.
+    Granted = 20,
+    /// Words: frame and port of xenstore's ring, which is between two messages.
+    Xenstore = 21,
+    /// Words: ports of devices, to be closed after the commit.
+    DevicePorts = 22,
     /// Bytes: a fault to inject; only test builds write it or look at it.
     Test = 17,
 }

@@ -3,6 +3,7 @@
 use crate::boot::{self, Module};
 use crate::cpu::percpu;
 use crate::cpu::{apic, smp};
+use crate::devices::Frozen;
 use crate::image::{Image, VerifyError, verify};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
 use crate::memory::vm::{self, Surroundings, TablePool};
@@ -13,7 +14,7 @@ use crate::replace::record::{Kind, NoRoom, Writer};
 use crate::task;
 use crate::xen::hypercall::{self, XenError};
 use crate::xen::shared_info::{self, Home};
-use crate::xen::{Committed, events};
+use crate::xen::{Committed, events, grant, xenstore};
 use alloc::string::String;
 use arrayvec::ArrayVec;
 use core::fmt;
@@ -109,6 +110,8 @@ pub enum ReplaceError {
         /// How many are needed.
         frames: u64,
     },
+    /// A device was being attached or detached, or xenstore did not answer, for seconds.
+    Devices,
     /// The handover does not fit what is reserved for it.
     TooMuch(&'static str),
     /// There is no local APIC in x2APIC mode to park the other vCPUs with.
@@ -142,6 +145,7 @@ impl fmt::Display for ReplaceError {
                 "the new image needs {} KiB of memory in one piece; give the domain more memory",
                 frames * PAGE_SIZE / 1024
             ),
+            Self::Devices => f.write_str("devices did not come to rest; try again later"),
             Self::TooMuch(what) => write!(f, "too much to hand over: {what}"),
             Self::NoApic => f.write_str("the other vCPUs cannot be parked: no x2APIC"),
             Self::NotParked { vcpu } => {
@@ -412,6 +416,7 @@ struct Prepared {
     /// shared_info has to move from this frame.
     hole: Option<Gfn>,
     _watchdog: Watchdog,
+    _devices: Frozen,
 }
 
 /// Xen's watchdog, armed in a domain whose only vCPU nobody else can take back; off when dropped.
@@ -438,7 +443,7 @@ impl Drop for Watchdog {
 
 impl Loaded {
     /// Step 3, **prepare**. Before: the image is loaded. After: the record is written, with the
-    /// owners of all frames as they will be (I7); the park pages hold our code and know this
+    /// owners of all frames as they will be (I7); devices stay as they are; the park pages hold our code and know this
     /// switch. Still everybody runs.
     fn prepare(mut self, token: Committed, options: &Options) -> Result<Prepared, ReplaceError> {
         let park = *park::get().ok_or(ReplaceError::NoApic)?;
@@ -448,6 +453,7 @@ impl Loaded {
             _ => None,
         };
         let limit_ns = options.trial_limit_ns.min(TRIAL_LIMIT_MAX_NS);
+        let devices = Frozen::new().ok_or(ReplaceError::Devices)?;
         let watchdog = Watchdog::arm(token, vcpus, limit_ns);
         self.write_record(options, &park, hole, vcpus, &watchdog)?;
         let test = if options.faults().lose_nmi {
@@ -475,6 +481,7 @@ impl Loaded {
             vcpus,
             hole,
             _watchdog: watchdog,
+            _devices: devices,
         })
     }
 
@@ -497,6 +504,7 @@ impl Loaded {
                 .with_args(args.split_ascii_whitespace())
                 .ok_or(ReplaceError::TooMuch("the command line"))?,
         };
+        let granted = grant::blocks();
         let mut kept = ExtentSet::<MAX_KEPT>::new();
         let module_extents = modules.iter().filter_map(Module::extent);
         let all = [
@@ -509,9 +517,10 @@ impl Loaded {
             .into_iter()
             .chain(module_extents)
             .chain(hole.map(Gfn::extent))
+            .chain(granted.iter().copied())
         {
             kept.insert(extent)
-                .map_err(|_| ReplaceError::TooMuch("modules"))?;
+                .map_err(|_| ReplaceError::TooMuch("modules and devices"))?;
         }
         let (memory, handover) = (self.memory.0, self.handover.0);
         let workspace = self.workspace;
@@ -534,7 +543,7 @@ impl Loaded {
         let home = options.new_home().as_u64();
         w.words(
             Kind::SharedInfo,
-            [home, hole, start, end, carve.used()].into_iter(),
+            [home, hole, start, end, boot::carved()].into_iter(),
         )?;
         if let Some(ports) = boot::ports() {
             let each = ports.vcpus.iter().flat_map(|(t, i)| [t.0, i.0]);
@@ -555,6 +564,17 @@ impl Loaded {
                 [c.gfn.as_u64(), u64::from(c.port.0)].into_iter(),
             )?;
         }
+        if let Some(ring) = xenstore::home() {
+            w.words(
+                Kind::Xenstore,
+                [ring.gfn.as_u64(), u64::from(ring.port.0)].into_iter(),
+            )?;
+        }
+        let frames = grant::table_frames();
+        w.words(Kind::GrantTable, frames.iter().map(|g| g.as_u64()))?;
+        w.words(Kind::Granted, granted.iter().copied().flat_map(words))?;
+        let ports = events::open_ports();
+        w.words(Kind::DevicePorts, ports.iter().map(|p| u64::from(p.0)))?;
         w.bytes(Kind::CommandLine, cmdline.as_str().as_bytes())?;
         w.words(Kind::Modules, modules.iter().flat_map(|m| [m.addr, m.len]))?;
         let f = machine.features;

@@ -5,6 +5,9 @@
 //! the backend does not make room for it within [`PATIENCE_NS`] it is dropped, and so is all that
 //! follows until there is room, when a line says how much was lost. Who waits for room holds no
 //! lock and sleeps, if it can.
+//!
+//! Input waits in the ring until somebody reads it, so it takes no memory; the port has no handler
+//! before that.
 
 use crate::devices::uart;
 use crate::memory::Gfn;
@@ -12,9 +15,10 @@ use crate::replace::trial;
 use crate::sync::Lock;
 use crate::task;
 use crate::xen::hypercall::{self, Port};
-use crate::xen::{Committed, shared_info};
+use crate::xen::wait::WaitQueue;
+use crate::xen::{Committed, events, shared_info};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 /// How long a writer waits for room, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -22,12 +26,13 @@ const PATIENCE_NS: u64 = 1_000_000_000;
 /// How long who waits for room sleeps between two looks, in ns.
 const RETRY_NS: u64 = 1_000_000;
 
+const IN_SIZE: u32 = 1024;
 const OUT_SIZE: u32 = 2048;
 
 /// `struct xencons_interface`.
 #[repr(C)]
 struct Ring {
-    input: [u8; 1024],
+    input: [u8; IN_SIZE as usize],
     output: [u8; OUT_SIZE as usize],
     in_cons: AtomicU32,
     in_prod: AtomicU32,
@@ -207,6 +212,70 @@ fn write_piece(token: Committed, piece: &[u8]) {
             }
         }
     }
+}
+
+/// Woken when there may be input.
+pub static INPUT: WaitQueue = WaitQueue::new();
+
+/// The console's port is being listened to.
+static LISTENING: AtomicBool = AtomicBool::new(false);
+
+impl Console {
+    /// Takes input that is there; returns how many bytes.
+    fn take(&self, token: Committed, buf: &mut [u8]) -> usize {
+        let ring = self.ring();
+        // SAFETY: `set`'s promise: the ring is mapped; indices are taken modulo its size; the
+        // backend writes from in_prod on only, and in_cons moves after the bytes are read.
+        let count = unsafe {
+            let mut cons = (*ring).in_cons.load(Ordering::Relaxed);
+            let there = (*ring).in_prod.load(Ordering::Acquire).wrapping_sub(cons);
+            // A backend that lies: what it says is there is not looked at.
+            let there = if there > IN_SIZE { 0 } else { there };
+            let count = buf.len().min(there as usize);
+            let input = (&raw const (*ring).input).cast::<u8>();
+            for (to, _) in buf.iter_mut().zip(0..count) {
+                *to = input.add((cons % IN_SIZE) as usize).read_volatile();
+                cons = cons.wrapping_add(1);
+            }
+            fence(Ordering::AcqRel);
+            (*ring).in_cons.store(cons, Ordering::Release);
+            count
+        };
+        if count != 0 {
+            let _ = hypercall::send(token, self.port);
+        }
+        count
+    }
+}
+
+/// Takes input that is there, without waiting; returns how many bytes. Nothing in a trial, or
+/// without a paravirtual console.
+pub fn read(buf: &mut [u8]) -> usize {
+    let Some(token) = Committed::get() else {
+        return 0;
+    };
+    let state = STATE.lock();
+    let console = state.console;
+    console.map_or(0, |console| console.take(token, buf))
+}
+
+/// Waits for input until `deadline` (system time, in ns); `None` when it is over, or where there is
+/// no paravirtual console.
+pub fn read_until(deadline: Option<u64>, buf: &mut [u8]) -> Option<usize> {
+    listen()?;
+    if buf.is_empty() {
+        return Some(0);
+    }
+    INPUT.wait_until(deadline, || Some(read(buf)).filter(|n| *n != 0))
+}
+
+/// Has [`INPUT`] woken when there is input; `None` where there is no paravirtual console.
+pub fn listen() -> Option<()> {
+    let (token, console) = (Committed::get()?, get()?);
+    if !LISTENING.swap(true, Ordering::AcqRel) {
+        events::handle(token, console.port, |_| INPUT.wake_all());
+    }
+    Some(())
 }
 
 /// Waits until the backend has taken everything, a second at most.

@@ -1,15 +1,22 @@
 //! Event channels, two-level (public/event_channel.h, xen.h "Event channel bitmaps").
 //!
 //! Ports: on each vCPU one for its timer and one for wake-ups; one that parked vCPUs poll on,
-//! always masked; the console's. A port stays bound over switches: the record carries it.
+//! always masked; the console's, xenstore's and the devices'. A port stays bound over switches: the
+//! record carries it.
+//!
+//! A port may have a handler, which the upcall runs with interrupts off: it wakes who waits, and
+//! may mask the port until that one has looked.
 
 use crate::cpu::percpu::{self, PerCpu};
+use crate::sync::Lock;
 use crate::task::sched;
 use crate::xen::Committed;
+use crate::xen::grant::DomId;
 use crate::xen::hypercall::{self, Port, XenError};
 use crate::xen::shared_info::{self, MAX_VCPUS};
+use alloc::boxed::Box;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// `VIRQ_TIMER`.
 const VIRQ_TIMER: u32 = 0;
@@ -85,10 +92,124 @@ pub fn clear_pending(_: Committed, port: Port) {
     }
 }
 
+/// Runs in an upcall, with interrupts off: no waiting, no allocation.
+pub type Handler = fn(Port);
+
+/// Handlers of 64 ports, as function pointers; 0 for none.
+type Word = [AtomicUsize; 64];
+
+/// A word's handlers, made when the first of its ports gets one, never freed.
+static HANDLERS: [AtomicPtr<Word>; 64] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 64];
+
+fn handlers(word: usize) -> Option<&'static Word> {
+    let ptr = HANDLERS.get(word)?.load(Ordering::Acquire);
+    // SAFETY: null, or leaked by `handle`.
+    unsafe { ptr.as_ref() }
+}
+
+/// Has `handler` run for events of a port, and unmasks it.
+pub fn handle(token: Committed, port: Port, handler: Handler) {
+    let (word, bit) = (port.0 as usize / 64, port.0 as usize % 64);
+    let Some(slot) = HANDLERS.get(word) else {
+        return;
+    };
+    if slot.load(Ordering::Acquire).is_null() {
+        let new = Box::into_raw(Box::new([const { AtomicUsize::new(0) }; 64]));
+        let null = core::ptr::null_mut();
+        if slot
+            .compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
+            // SAFETY: another vCPU was first; nobody has seen this one.
+            drop(unsafe { Box::from_raw(new) });
+        }
+    }
+    if let Some(entry) = handlers(word).and_then(|w| w.get(bit)) {
+        entry.store(handler as usize, Ordering::Release);
+    }
+    let _ = hypercall::unmask(token, port);
+}
+
+/// Most ports to other domains' devices.
+pub const MAX_OPEN: usize = 64;
+
+/// Ports that [`open`] made; the next image closes them.
+static OPEN: Lock<ArrayVec<Port, MAX_OPEN>> = Lock::new(ArrayVec::new_const());
+
+/// Makes a port that `remote` may bind to; its events go to `handler`.
+///
+/// # Errors
+/// As Xen says; `ENOMEM` past [`MAX_OPEN`].
+pub fn open(token: Committed, remote: DomId, handler: Handler) -> Result<Port, XenError> {
+    let port = hypercall::alloc_unbound(token, remote.0)?;
+    if OPEN.lock().try_push(port).is_err() {
+        let _ = hypercall::close(token, port);
+        return Err(XenError(12));
+    }
+    handle(token, port, handler);
+    Ok(port)
+}
+
+/// Ports that [`open`] made and [`close`] has not closed.
+#[must_use]
+pub fn open_ports() -> ArrayVec<Port, MAX_OPEN> {
+    OPEN.lock().clone()
+}
+
+/// Closes a port that [`open`] made, here or in the image before; its handler runs no more.
+pub fn close(token: Committed, port: Port) {
+    OPEN.lock().retain(|p| *p != port);
+    mask(port);
+    let (word, bit) = (port.0 as usize / 64, port.0 as usize % 64);
+    if let Some(entry) = handlers(word).and_then(|w| w.get(bit)) {
+        entry.store(0, Ordering::Release);
+    }
+    let _ = hypercall::close(token, port);
+    clear_pending(token, port);
+}
+
+fn bit_of(words: &[AtomicU64; 64], port: Port) -> Option<(&AtomicU64, u64)> {
+    let word = words.get(port.0 as usize / 64)?;
+    Some((word, 1 << (port.0 % 64)))
+}
+
+/// Masks a port: its events stay pending and cause no upcall.
+pub fn mask(port: Port) {
+    if let Some((word, bit)) = shared_info::get().and_then(|si| bit_of(&si.evtchn_mask, port)) {
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+}
+
+/// Whether a port is masked.
+pub fn is_masked(port: Port) -> bool {
+    shared_info::get()
+        .and_then(|si| bit_of(&si.evtchn_mask, port))
+        .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+}
+
+/// Unmasks a port without asking Xen: true if an event came meanwhile, which causes no upcall any
+/// more, so that the caller has to look.
+pub fn unmask_and_take(port: Port) -> bool {
+    let Some(si) = shared_info::get() else {
+        return false;
+    };
+    let (Some((mask, bit)), Some((pending, _))) = (
+        bit_of(&si.evtchn_mask, port),
+        bit_of(&si.evtchn_pending, port),
+    ) else {
+        return false;
+    };
+    // Xen sets the pending bit before it looks at the mask: one of the two sees the other.
+    mask.fetch_and(!bit, Ordering::SeqCst);
+    pending.load(Ordering::SeqCst) & bit != 0
+        && pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+}
+
 /// Called by the interrupt stub on Xen's callback vector, interrupts off.
 ///
-/// The upcall clears the bits; the scheduler then sees to timers and to whose turn it is, and may
-/// leave the interrupted thread for another. Each pass is bounded by the two-level bitmap.
+/// The upcall clears the bits and runs handlers; the scheduler then sees to timers and to whose turn
+/// it is, and may leave the interrupted thread for another. Each pass is bounded by the two-level
+/// bitmap.
 pub(crate) extern "C" fn upcall() {
     let cpu = percpu::this();
     UPCALLS.fetch_add(1, Ordering::Relaxed);
@@ -105,9 +226,27 @@ pub(crate) extern "C" fn upcall() {
             let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
             pending.fetch_and(!ready, Ordering::AcqRel);
             timer |= cpu.timer_port().is_some_and(|p| is_in(p, i, ready));
+            dispatch(i, ready);
         }
     }
     sched::after_upcall(timer);
+}
+
+/// Runs the handlers of the ports whose bits are set.
+fn dispatch(word: usize, mut bits: u64) {
+    let Some(handlers) = handlers(word) else {
+        return;
+    };
+    while bits != 0 {
+        let bit = bits.trailing_zeros() as usize;
+        bits &= bits - 1;
+        let handler = handlers.get(bit).map_or(0, |h| h.load(Ordering::Acquire));
+        if handler != 0 {
+            // SAFETY: only `handle` stores other values than 0, and they are `Handler`s.
+            let handler: Handler = unsafe { core::mem::transmute(handler) };
+            handler(Port((word * 64 + bit) as u32));
+        }
+    }
 }
 
 /// Whether `port` is among the bits `ready` of word `word`.

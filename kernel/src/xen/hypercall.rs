@@ -10,6 +10,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 const MEMORY_OP: u64 = 12;
+const GRANT_TABLE_OP: u64 = 20;
 const VCPU_OP: u64 = 24;
 const SCHED_OP: u64 = 29;
 const EVENT_CHANNEL_OP: u64 = 32;
@@ -88,6 +89,10 @@ fn arg<T>(arg: &mut T) -> u64 {
 
 /// `HVM_PARAM_CALLBACK_IRQ`.
 pub const HVM_PARAM_CALLBACK_IRQ: u32 = 0;
+/// `HVM_PARAM_STORE_PFN`.
+pub const HVM_PARAM_STORE_PFN: u32 = 1;
+/// `HVM_PARAM_STORE_EVTCHN`.
+pub const HVM_PARAM_STORE_EVTCHN: u32 = 2;
 /// `HVM_PARAM_CONSOLE_PFN`.
 pub const HVM_PARAM_CONSOLE_PFN: u32 = 17;
 /// `HVM_PARAM_CONSOLE_EVTCHN`.
@@ -160,6 +165,27 @@ pub unsafe fn map_shared_info(_: Committed, gfn: Gfn) -> Result<(), XenError> {
         size: 0,
         space: 0,
         idx: 0,
+        gpfn: gfn.as_u64(),
+    };
+    // SAFETY: the structure is `xen_add_to_physmap`; the effect is the caller's promise.
+    unsafe { hypercall(MEMORY_OP, 7, arg(&mut x), 0) }.map(drop)
+}
+
+/// Puts the `index`th frame of the grant table at `gfn` (`XENMAPSPACE_grant_table`); the table
+/// grows to have it.
+///
+/// # Safety
+/// `gfn` is not RAM, and nobody else's.
+///
+/// # Errors
+/// As Xen says.
+pub unsafe fn map_grant_frame(_: Committed, index: u64, gfn: Gfn) -> Result<(), XenError> {
+    percpu::this().count_p2m_update();
+    let mut x = XenAddToPhysmap {
+        domid: DOMID_SELF,
+        size: 0,
+        space: 1,
+        idx: index,
         gpfn: gfn.as_u64(),
     };
     // SAFETY: the structure is `xen_add_to_physmap`; the effect is the caller's promise.
@@ -295,6 +321,65 @@ pub fn bind_ipi(_: Committed, vcpu: u32) -> Result<Port, XenError> {
     // SAFETY: the structure is `evtchn_bind_ipi`: two words.
     unsafe { hypercall(EVENT_CHANNEL_OP, 7, arg(&mut b), 0) }?;
     Ok(Port(b[1]))
+}
+
+#[repr(C)]
+struct EvtchnAllocUnbound {
+    dom: u16,
+    remote_dom: u16,
+    port: u32,
+}
+
+/// `EVTCHNOP_alloc_unbound`: a port that domain `remote` may bind to.
+///
+/// # Errors
+/// As Xen says.
+pub fn alloc_unbound(_: Committed, remote: u16) -> Result<Port, XenError> {
+    let mut a = EvtchnAllocUnbound {
+        dom: DOMID_SELF,
+        remote_dom: remote,
+        port: 0,
+    };
+    // SAFETY: the structure is `evtchn_alloc_unbound`.
+    unsafe { hypercall(EVENT_CHANNEL_OP, 6, arg(&mut a), 0) }?;
+    Ok(Port(a.port))
+}
+
+/// `EVTCHNOP_close`.
+///
+/// # Errors
+/// `EINVAL` if the port is not bound.
+pub fn close(_: Committed, port: Port) -> Result<(), XenError> {
+    let mut p = port.0;
+    // SAFETY: the structure is `evtchn_close`: one word. Ports that the image cannot do without
+    // are not passed here: this module's users close what they opened.
+    unsafe { hypercall(EVENT_CHANNEL_OP, 3, arg(&mut p), 0) }.map(drop)
+}
+
+/// `GNTTABOP_query_size`: frames the grant table has, and most it may have.
+///
+/// # Errors
+/// As Xen says.
+pub fn grant_table_size(_: Committed) -> Result<(u32, u32), XenError> {
+    #[repr(C)]
+    struct GnttabQuerySize {
+        dom: u16,
+        nr_frames: u32,
+        max_nr_frames: u32,
+        status: i16,
+    }
+    let mut q = GnttabQuerySize {
+        dom: DOMID_SELF,
+        nr_frames: 0,
+        max_nr_frames: 0,
+        status: 0,
+    };
+    // SAFETY: the structure is `gnttab_query_size`; one of them.
+    unsafe { hypercall(GRANT_TABLE_OP, 6, arg(&mut q), 1) }?;
+    match q.status {
+        0 => Ok((q.nr_frames, q.max_nr_frames)),
+        e => Err(XenError(i32::from(e).abs())),
+    }
 }
 
 /// `EVTCHNOP_send`.

@@ -1,4 +1,5 @@
-//! The Xen guest side: hypercalls, shared_info, clock, event channels, console.
+//! The Xen guest side: hypercalls, shared_info, clock, event channels, console, grants,
+//! xenstore.
 //!
 //! Numbers and structures are those of Xen's public headers (`xen/include/public/`), written down
 //! with the headers' names. Whatever touches what other domains or the next image share demands a
@@ -6,6 +7,9 @@
 
 pub mod carve;
 pub mod clock;
+pub mod grant;
+pub mod wait;
+pub mod xenstore;
 
 #[cfg(target_os = "hermit")]
 pub mod console;

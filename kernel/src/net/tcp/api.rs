@@ -7,9 +7,10 @@ use super::addr::{self, Tuple};
 use super::block::{
     ACK_NOW, FIN_QUEUED, FIN_SEEN, KEEPALIVE, OFF, ORPHAN, READ_SHUT, RST_DUE, SYN_DUE, State, TOLD,
 };
-use super::buffers::{self, NONE};
+use super::buffers::NONE;
 use super::{
     ConnId, Engine, Error, Id, Link, Listener, ListenerId, Options, Readiness, SECOND, Shutdown,
+    sane_size,
 };
 
 impl Engine {
@@ -439,7 +440,6 @@ impl Engine {
     /// Changes what an app may set, all of it at once. Rings that are larger than a new limit stay
     /// so until they are empty.
     pub fn set_options(&mut self, now: u64, id: ConnId, options: &Options) -> Result<(), Error> {
-        const MOST: u32 = 16 << 20;
         let slot = self.slot(id)?;
         let block = &mut self.blocks[slot];
         block.apply(options);
@@ -449,12 +449,12 @@ impl Engine {
             block.keep_at = now.saturating_add(block.keep_idle);
         }
         if let Some(size) = options.send_buffer {
-            block.tx_max = size.clamp(buffers::SMALLEST, MOST);
+            block.tx_max = sane_size(size);
         }
         if let Some(size) = options.recv_buffer {
             // The shift was agreed upon: no window above it can be told.
             let most = 0xffff << block.rcv_scale;
-            block.rx_max = size.clamp(buffers::SMALLEST, MOST).min(most);
+            block.rx_max = sane_size(size).min(most);
         }
         self.rearm(slot);
         self.queue(slot);

@@ -232,8 +232,8 @@ impl Engine {
         block.snd_nxt = iss + 1;
         block.snd_end = iss + 1;
         block.snd_small = iss;
-        block.tx_max = options.send_buffer.unwrap_or(config.send_buffer);
-        block.rx_max = options.recv_buffer.unwrap_or(config.recv_buffer);
+        block.tx_max = options.tx_max(config);
+        block.rx_max = options.rx_max(config);
         block.rcv_scale = scale_for(block.rx_max);
         block.ts_offset = offset;
         block.rto = config.initial_rto;
@@ -294,7 +294,7 @@ impl Engine {
         let config = &self.config;
         let (listener, options) = &mut self.listeners[listener as usize];
         listener.cookies_until = now.saturating_add(2 * COOKIE_PERIOD);
-        let rx_max = options.recv_buffer.unwrap_or(config.recv_buffer);
+        let rx_max = options.rx_max(config);
         let mss = header.mss.unwrap_or(536);
         let clock = ((now / 1_000_000) as u32).wrapping_add(self.secrets.clock_offset(tuple));
         let timestamps = header.timestamps.filter(|_| config.timestamps);

@@ -396,6 +396,21 @@ pub struct Stats {
     pub buffer_bytes: u64,
 }
 
+/// A ring's size, whatever was asked for: bytes between the smallest ring's and 16 MiB.
+fn sane_size(asked: u32) -> u32 {
+    asked.clamp(buffers::SMALLEST, 16 << 20)
+}
+
+impl Options {
+    fn tx_max(&self, config: &Config) -> u32 {
+        self.send_buffer.map_or(config.send_buffer, sane_size)
+    }
+
+    fn rx_max(&self, config: &Config) -> u32 {
+        self.recv_buffer.map_or(config.recv_buffer, sane_size)
+    }
+}
+
 /// Somebody who waits at a port. Plain numbers as well.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -445,12 +460,10 @@ pub struct Engine {
 impl Engine {
     /// An engine without connections. The secret must be random and is nobody else's.
     pub fn new(config: Config, secret: [u8; 32]) -> Self {
-        const MOST: u32 = 16 << 20;
-        let sane = |size: u32| size.clamp(buffers::SMALLEST, MOST);
         Self {
             config: Config {
-                send_buffer: sane(config.send_buffer),
-                recv_buffer: sane(config.recv_buffer),
+                send_buffer: sane_size(config.send_buffer),
+                recv_buffer: sane_size(config.recv_buffer),
                 ..config
             },
             secrets: Secrets::new(secret),

@@ -1,0 +1,657 @@
+//! xenbus: devices of other domains, found and connected through xenstore (public/io/xenbus.h).
+//!
+//! What is to be done next follows from two state nodes alone ([`step`]), so it does not matter how
+//! a device came to be as it is: attached by the toolstack, left by a backend that restarted, or
+//! connected by the image before, which is then closed first.
+
+/// `enum xenbus_state`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// The node is not there, or makes no sense.
+    Unknown = 0,
+    /// `XenbusStateInitialising`
+    Initialising = 1,
+    /// `XenbusStateInitWait`
+    InitWait = 2,
+    /// `XenbusStateInitialised`
+    Initialised = 3,
+    /// `XenbusStateConnected`
+    Connected = 4,
+    /// `XenbusStateClosing`
+    Closing = 5,
+    /// `XenbusStateClosed`
+    Closed = 6,
+    /// `XenbusStateReconfiguring`
+    Reconfiguring = 7,
+    /// `XenbusStateReconfigured`
+    Reconfigured = 8,
+}
+
+impl State {
+    /// From a node's value.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Self {
+        match value.trim_ascii() {
+            b"1" => Self::Initialising,
+            b"2" => Self::InitWait,
+            b"3" => Self::Initialised,
+            b"4" => Self::Connected,
+            b"5" => Self::Closing,
+            b"6" => Self::Closed,
+            b"7" => Self::Reconfiguring,
+            b"8" => Self::Reconfigured,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// As the node has it.
+    #[must_use]
+    pub fn digit(self) -> [u8; 1] {
+        [b'0' + self as u8]
+    }
+
+    fn is_gone(self) -> bool {
+        matches!(self, Self::Unknown | Self::Closing | Self::Closed)
+    }
+}
+
+/// What to do for a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Nothing until a node changes.
+    Wait,
+    /// Write our state node.
+    Write(State),
+    /// Set up rings, write where they are, then [`State::Connected`].
+    Connect,
+    /// Touch the rings no more, then write [`State::Closed`].
+    Stop,
+    /// Both sides are connected.
+    Ready,
+}
+
+/// The next step: `front` and `back` are the state nodes, `online` is the toolstack's word that the
+/// device is to stay, `ours` says that its rings are this image's.
+#[must_use]
+pub fn step(front: State, back: State, online: bool, ours: bool) -> Step {
+    match (ours, front) {
+        (true, _) if back.is_gone() => Step::Stop,
+        (true, _) if back == State::Connected => Step::Ready,
+        (true, _) => Step::Wait,
+        (false, State::Initialising) if back == State::InitWait => Step::Connect,
+        (false, State::Initialising | State::Unknown) => Step::Wait,
+        (false, State::Closing) if back == State::Connected => Step::Wait,
+        (false, State::Closing) => Step::Write(State::Closed),
+        (false, State::Closed) => match back {
+            State::Closed | State::InitWait | State::Initialising if online => {
+                Step::Write(State::Initialising)
+            }
+            _ => Step::Wait,
+        },
+        // Connected by the image before, or by whoever started this one.
+        (false, _) => Step::Write(State::Closing),
+    }
+}
+
+#[cfg(target_os = "hermit")]
+pub use bus::{Listener, Xenbus};
+
+#[cfg(target_os = "hermit")]
+pub(super) use bus::GATE;
+
+#[cfg(target_os = "hermit")]
+mod bus {
+    use super::{State, Step, step};
+    use crate::devices::control;
+    use crate::devices::netfront::ring::TxFeatures;
+    use crate::devices::netfront::{Netfront, Settings, Status};
+    use crate::net;
+    use crate::sync::Lock;
+    use crate::xen::Committed;
+    use crate::xen::console::println;
+    use crate::xen::grant::{self, DomId};
+    use crate::xen::wait::{self, WaitQueue};
+    use crate::xen::xenstore::{self, Client, Error, SharedRing, Transaction};
+    use alloc::boxed::Box;
+    use alloc::format;
+    use alloc::string::String;
+    use alloc::sync::Arc;
+    use alloc::vec::Vec;
+    use core::sync::atomic::Ordering;
+
+    const NO: Transaction = Transaction::NONE;
+    const VIFS: &str = "device/vif";
+    /// Most devices that are looked at.
+    const MAX_DEVICES: usize = 16;
+    /// Steps for a device in a row; more means that somebody changes it all the time.
+    const MAX_STEPS: usize = 16;
+    /// How often frames that a backend still has mapped are asked for, in ns.
+    const REAP_NS: u64 = 500_000_000;
+    /// IP's smallest and netif's longest packet, in bytes.
+    const MTU_MIN: u16 = 68;
+    const MTU_MAX: u16 = 0xffff - 14 - 4;
+
+    /// Who uses the devices.
+    pub trait Listener {
+        /// A network device is connected.
+        fn attached(&self, nic: Box<Netfront>);
+        /// It is going: it is to be dropped soon ([`Idle::Gone`](crate::devices::netfront::Idle)).
+        fn detached(&self, vif: u32);
+    }
+
+    /// Keeps devices as they are while a switch is prepared.
+    pub(in super::super) struct Gate {
+        state: Lock<(bool, bool)>,
+        changed: WaitQueue,
+    }
+
+    pub(in super::super) static GATE: Gate = Gate {
+        state: Lock::new((false, false)),
+        changed: WaitQueue::new(),
+    };
+
+    impl Gate {
+        fn enter(&self) -> Entered<'_> {
+            // Without a deadline this gives nothing only where nobody can wait.
+            let _ = self.changed.wait_until(None, || {
+                let (frozen, busy) = &mut *self.state.lock();
+                (!*frozen).then(|| *busy = true)
+            });
+            Entered(self)
+        }
+
+        /// Lets no change of a device begin, and waits for one that has.
+        pub fn freeze(&self, deadline: u64) -> bool {
+            self.state.lock().0 = true;
+            let quiet = self
+                .changed
+                .wait_until(Some(deadline), || (!self.state.lock().1).then_some(()));
+            if quiet.is_none() {
+                self.thaw();
+            }
+            quiet.is_some()
+        }
+
+        pub fn thaw(&self) {
+            self.state.lock().0 = false;
+            self.changed.wake_all();
+        }
+    }
+
+    struct Entered<'a>(&'a Gate);
+
+    impl Drop for Entered<'_> {
+        fn drop(&mut self) {
+            self.0.state.lock().1 = false;
+            self.0.changed.wake_all();
+        }
+    }
+
+    struct Device {
+        vif: u32,
+        backend: String,
+        domid: DomId,
+        /// Its rings are ours.
+        status: Option<Arc<Status>>,
+        /// Until the backend is connected too.
+        nic: Option<Box<Netfront>>,
+        announced: bool,
+        /// It could not be connected; tried again after the backend has been away.
+        failed: bool,
+    }
+
+    /// The devices of this domain. One thread calls [`turn`](Self::turn) for ever.
+    pub struct Xenbus<L> {
+        token: Committed,
+        client: &'static Client<SharedRing>,
+        listener: L,
+        devices: Vec<Device>,
+    }
+
+    impl<L> core::fmt::Debug for Xenbus<L> {
+        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+            f.debug_struct("Xenbus").finish_non_exhaustive()
+        }
+    }
+
+    impl<L: Listener> Xenbus<L> {
+        /// Begins to watch; `listener` is told of devices from [`turn`](Self::turn).
+        ///
+        /// # Errors
+        /// There is no xenstore, or it does not answer as it should.
+        pub fn start(token: Committed, listener: L) -> Result<Self, Error> {
+            let client = xenstore::client()?;
+            // Those of an image before; a xenstored that has no such request has no such watches.
+            match client.reset_watches() {
+                Ok(()) | Err(Error::Refused(_)) => {}
+                Err(e) => return Err(e),
+            }
+            control::announce()?;
+            client.watch(control::PATH, "control")?;
+            client.watch("device", "device")?;
+            Ok(Self {
+                token,
+                client,
+                listener,
+                devices: Vec::new(),
+            })
+        }
+
+        /// Waits for one change (until `deadline`, a system time in ns) and does what follows.
+        ///
+        /// # Errors
+        /// The xenstore client is closed, and with it all that this could do.
+        pub fn turn(&mut self, deadline: Option<u64>) -> Result<(), Error> {
+            let mut until = deadline;
+            if grant::reap(self.token) != 0 {
+                let soon = wait::now().saturating_add(REAP_NS);
+                until = Some(until.map_or(soon, |d| d.min(soon)));
+            }
+            let Some(event) = self.client.next_event(until, || false)? else {
+                return Ok(());
+            };
+            let _entered = GATE.enter();
+            let result = match &*event.token {
+                "control" => control::changed(),
+                "device" => self.scan(),
+                token => {
+                    let vif = token.strip_prefix("vif/").and_then(|n| n.parse().ok());
+                    let at = self.devices.iter().position(|d| Some(d.vif) == vif);
+                    at.map_or(Ok(()), |at| self.update(at))
+                }
+            };
+            match result {
+                // A node that went away in between, a backend that may not be asked.
+                Err(Error::Refused(_) | Error::Value | Error::TooLong) | Ok(()) => Ok(()),
+                Err(e) => Err(e),
+            }
+        }
+
+        /// Finds devices that came and went; all of them may have changed.
+        fn scan(&mut self) -> Result<(), Error> {
+            let names = match self.client.directory(NO, VIFS) {
+                Ok(names) => names,
+                Err(e) if e.is_not_found() => Vec::new(),
+                Err(e) => return Err(e),
+            };
+            let there: Vec<u32> = names
+                .iter()
+                .filter_map(|n| n.parse().ok())
+                .take(MAX_DEVICES)
+                .collect();
+            while let Some(at) = self.devices.iter().position(|d| !there.contains(&d.vif)) {
+                let mut device = self.devices.swap_remove(at);
+                self.stop(&mut device);
+                let (path, token) = device.watch();
+                match self.client.unwatch(&path, &token) {
+                    Ok(()) | Err(Error::Refused(_)) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            for vif in there {
+                if !self.devices.iter().any(|d| d.vif == vif) {
+                    match self.find(vif) {
+                        Ok(device) => self.devices.push(device),
+                        // Not all of its nodes are there yet: another event follows.
+                        Err(Error::Refused(_) | Error::Value | Error::TooLong) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+            for at in 0..self.devices.len() {
+                self.update(at)?;
+            }
+            Ok(())
+        }
+
+        fn find(&self, vif: u32) -> Result<Device, Error> {
+            let path = |name| format!("{VIFS}/{vif}/{name}");
+            let backend = self.client.read_text(NO, &path("backend"))?;
+            let domid = self.client.read_number(NO, &path("backend-id"))?;
+            let device = Device {
+                vif,
+                backend,
+                domid: DomId(domid.ok_or(Error::Value)?),
+                status: None,
+                nic: None,
+                announced: false,
+                failed: false,
+            };
+            let (path, token) = device.watch();
+            self.client.watch(&path, &token)?;
+            Ok(device)
+        }
+
+        fn state(&self, path: &str) -> Result<State, Error> {
+            match self.client.read(NO, path) {
+                Ok(value) => Ok(State::parse(&value)),
+                Err(Error::Refused(_)) => Ok(State::Unknown),
+                Err(e) => Err(e),
+            }
+        }
+
+        fn update(&mut self, at: usize) -> Result<(), Error> {
+            for _ in 0..MAX_STEPS {
+                let Some(device) = self.devices.get(at) else {
+                    break;
+                };
+                let front = self.state(&device.path("state"))?;
+                let back = self.state(&format!("{}/state", device.backend))?;
+                let online = format!("{}/online", device.backend);
+                let online = self.client.read_number::<u8>(NO, &online);
+                let online = matches!(online, Ok(Some(n)) if n != 0);
+                let next = step(front, back, online, device.status.is_some());
+                let Some(device) = self.devices.get_mut(at) else {
+                    break;
+                };
+                device.failed &= !back.is_gone();
+                match next {
+                    Step::Wait => break,
+                    Step::Ready => {
+                        if let Some(nic) = device.nic.take() {
+                            device.announced = true;
+                            println!("segue: vif={} connected", device.vif);
+                            self.listener.attached(nic);
+                        }
+                        break;
+                    }
+                    Step::Write(state) => {
+                        let path = device.path("state");
+                        self.client.write(NO, &path, &state.digit())?;
+                        if state == State::Initialising {
+                            // What the last connection left is free now, or will be asked for.
+                            grant::reap(self.token);
+                        }
+                    }
+                    Step::Stop => {
+                        let mut device = self.devices.swap_remove(at);
+                        self.stop(&mut device);
+                        let path = device.path("state");
+                        self.devices.push(device);
+                        self.client.write(NO, &path, &State::Closed.digit())?;
+                        // It is the last one now; the others are looked at by their own events.
+                        return self.update(self.devices.len() - 1);
+                    }
+                    Step::Connect if device.failed => break,
+                    Step::Connect => self.connect(at)?,
+                }
+            }
+            Ok(())
+        }
+
+        fn stop(&self, device: &mut Device) {
+            let Some(status) = device.status.take() else {
+                return;
+            };
+            status.stopped.store(true, Ordering::Release);
+            device.nic = None;
+            if core::mem::take(&mut device.announced) {
+                println!("segue: vif={} disconnected", device.vif);
+                self.listener.detached(device.vif);
+            }
+            net::notify();
+        }
+
+        fn settings(&self, device: &Device) -> Result<Settings, Error> {
+            let back = |name: &str| {
+                let path = format!("{}/{name}", device.backend);
+                self.client.read_number::<u32>(NO, &path)
+            };
+            let feature = |name: &str| Ok::<_, Error>(back(name)?.is_some_and(|n| n != 0));
+            let mac = match self.client.read_text(NO, &device.path("mac")) {
+                Err(e) if e.is_not_found() => {
+                    let path = format!("{}/mac", device.backend);
+                    self.client.read_text(NO, &path)?
+                }
+                other => other?,
+            };
+            let mtu = match self.client.read_number(NO, &device.path("mtu"))? {
+                Some(mtu) => mtu,
+                None => back("mtu")?.unwrap_or(1500),
+            };
+            let mtu = u16::try_from(mtu).unwrap_or(MTU_MAX);
+            Ok(Settings {
+                backend: device.domid,
+                mac: parse_mac(&mac).ok_or(Error::Value)?,
+                mtu: mtu.clamp(MTU_MIN, MTU_MAX),
+                tx: TxFeatures {
+                    sg: feature("feature-sg")?,
+                    gso4: feature("feature-gso-tcpv4")?,
+                    gso6: feature("feature-gso-tcpv6")?,
+                },
+                csum4: !feature("feature-no-csum-offload")?,
+                csum6: feature("feature-ipv6-csum-offload")?,
+                split: feature("feature-split-event-channels")?,
+            })
+        }
+
+        /// Sets up a device's rings and tells the backend.
+        fn connect(&mut self, at: usize) -> Result<(), Error> {
+            let Some(device) = self.devices.get(at) else {
+                return Ok(());
+            };
+            let settings = self.settings(device);
+            let status = Arc::new(Status::default());
+            let made = match settings {
+                Ok(settings) => {
+                    let made = Netfront::new(self.token, device.vif, settings, status.clone());
+                    made.map_err(|e| format!("{e}"))
+                }
+                Err(e @ (Error::Closed(_) | Error::TimedOut | Error::Absent)) => return Err(e),
+                Err(e) => Err(format!("{e}")),
+            };
+            let nic = match made {
+                Ok(nic) => Box::new(nic),
+                Err(e) => {
+                    println!("segue: vif={} not connected reason=\"{e}\"", device.vif);
+                    if let Some(device) = self.devices.get_mut(at) {
+                        device.failed = true;
+                    }
+                    return Ok(());
+                }
+            };
+            self.client.transaction(|t| self.publish(t, device, &nic))?;
+            let path = device.path("state");
+            if let Some(device) = self.devices.get_mut(at) {
+                device.nic = Some(nic);
+                device.status = Some(status);
+            }
+            self.client.write(NO, &path, &State::Connected.digit())
+        }
+
+        /// Writes the nodes of netif.h.
+        fn publish(&self, t: Transaction, device: &Device, nic: &Netfront) -> Result<(), Error> {
+            let (tx, rx) = nic.rings().ok_or(Error::Value)?;
+            let (tx_port, rx_port) = (nic.tx_port(), nic.rx_port());
+            let write = |name: &str, value: u32| {
+                let value = format!("{value}");
+                self.client.write(t, &device.path(name), value.as_bytes())
+            };
+            let remove = |name: &str| match self.client.remove(t, &device.path(name)) {
+                Err(e) if e.is_not_found() => Ok(()),
+                other => other,
+            };
+            write("tx-ring-ref", tx.0)?;
+            write("rx-ring-ref", rx.0)?;
+            if tx_port == rx_port {
+                // What an earlier connection wrote would be read first.
+                remove("event-channel-tx")?;
+                remove("event-channel-rx")?;
+                write("event-channel", tx_port.0)?;
+            } else {
+                remove("event-channel")?;
+                write("event-channel-tx", tx_port.0)?;
+                write("event-channel-rx", rx_port.0)?;
+            }
+            for name in [
+                "request-rx-copy",
+                "feature-rx-notify",
+                "feature-sg",
+                "feature-gso-tcpv4",
+                "feature-gso-tcpv6",
+                "feature-ipv6-csum-offload",
+            ] {
+                write(name, 1)?;
+            }
+            write("feature-no-csum-offload", 0)
+        }
+    }
+
+    impl Device {
+        fn path(&self, name: &str) -> String {
+            format!("{VIFS}/{}/{name}", self.vif)
+        }
+
+        /// Path and token of the watch on the backend.
+        fn watch(&self) -> (String, String) {
+            (
+                format!("{}/state", self.backend),
+                format!("vif/{}", self.vif),
+            )
+        }
+    }
+
+    /// Six hexadecimal bytes with colons.
+    fn parse_mac(text: &str) -> Option<[u8; 6]> {
+        let mut mac = [0; 6];
+        let mut parts = text.trim().split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2)?;
+            *byte = u8::from_str_radix(part, 16).ok()?;
+        }
+        // Not of a group.
+        (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: [State; 9] = [
+        State::Unknown,
+        State::Initialising,
+        State::InitWait,
+        State::Initialised,
+        State::Connected,
+        State::Closing,
+        State::Closed,
+        State::Reconfiguring,
+        State::Reconfigured,
+    ];
+
+    #[test]
+    fn states_are_digits() {
+        for state in ALL {
+            assert_eq!(State::parse(&state.digit()), state);
+        }
+        for bad in [&b""[..], b"9", b"-1", b"44", b"\xff"] {
+            assert_eq!(State::parse(bad), State::Unknown);
+        }
+    }
+
+    /// A backend that does what Linux's netback does when the frontend's node changes.
+    #[derive(Clone, Copy, Debug)]
+    struct Net {
+        front: State,
+        back: State,
+        online: bool,
+        ours: bool,
+        /// Its nodes are gone.
+        removed: bool,
+    }
+
+    impl Net {
+        fn backend(&mut self) {
+            self.back = match (self.front, self.back) {
+                (_, State::Unknown) => State::Unknown,
+                (State::Initialising, State::Closed) => State::InitWait,
+                (State::Connected, State::InitWait) => State::Connected,
+                (State::Closing, State::Connected | State::InitWait) => State::Closing,
+                (State::Closed, b) => {
+                    self.removed |= !self.online;
+                    if b == State::InitWait {
+                        b
+                    } else {
+                        State::Closed
+                    }
+                }
+                (_, b) => b,
+            };
+        }
+
+        /// False when there is nothing to do.
+        fn frontend(&mut self) -> bool {
+            match step(self.front, self.back, self.online, self.ours) {
+                Step::Wait | Step::Ready => return false,
+                Step::Write(state) => self.front = state,
+                Step::Connect => (self.front, self.ours) = (State::Connected, true),
+                Step::Stop => (self.front, self.ours) = (State::Closed, false),
+            }
+            true
+        }
+
+        /// Until neither side moves; `order` says who comes first.
+        fn settle(&mut self, mut order: u64) {
+            for _ in 0..64 {
+                let before = (self.front, self.back);
+                if order & 1 == 0 {
+                    self.backend();
+                }
+                let moved = self.frontend();
+                order >>= 1;
+                if !moved && before == (self.front, self.back) {
+                    self.backend();
+                    if !self.frontend() && before == (self.front, self.back) {
+                        return;
+                    }
+                }
+            }
+            panic!("no end: {self:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the device was like, it ends connected by us, or closed if it is to go; and so
+        /// again after the backend has restarted.
+        #[test]
+        fn a_device_gets_connected(
+            front in prop_oneof![Just(State::Initialising), Just(State::Connected), Just(State::Closing), Just(State::Closed), Just(State::Initialised)],
+            order: u64, restarts in proptest::collection::vec(any::<u64>(), 0..4), online: bool,
+        ) {
+            // Pairs of states that netback leaves behind.
+            let back = match front {
+                State::Initialising | State::Initialised => State::InitWait,
+                State::Closed => State::Closed,
+                State::Closing => State::Closing,
+                other => other,
+            };
+            let mut net = Net { front, back, online: true, ours: false, removed: false };
+            net.settle(order);
+            prop_assert!(net.ours && net.front == State::Connected && net.back == State::Connected, "{:?}", net);
+            for order in restarts {
+                net.back = State::Closed;
+                net.settle(order);
+                prop_assert!(net.ours && net.back == State::Connected, "{:?}", net);
+            }
+            net.online = online;
+            net.back = State::Closing;
+            net.settle(order >> 7);
+            prop_assert_eq!(net.ours, online);
+            prop_assert_eq!(net.removed, !online);
+        }
+
+        /// No pair of states makes us go round in circles by ourselves.
+        #[test]
+        fn we_come_to_rest(f in 0usize..9, b in 0usize..9, online: bool, ours: bool) {
+            let mut net = Net { front: ALL[f], back: ALL[b], online, ours, removed: false };
+            let mut steps = 0;
+            while net.frontend() {
+                steps += 1;
+                prop_assert!(steps < 6, "{:?}", net);
+            }
+        }
+    }
+}

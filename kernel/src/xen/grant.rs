@@ -1,0 +1,498 @@
+//! The grant table, version 1 (public/grant_table.h): who else may use which of our frames.
+//!
+//! Frames for the table are carved, never RAM (I2). A frame is granted whole and zeroed, and holds
+//! nothing else (XSA-403). A grant is revoked by compare-and-exchange, and where the other domain
+//! still has the frame mapped the frame is kept until it hasn't (I9, XSA-396). Entries 0 to 7 are
+//! the toolstack's.
+
+use crate::memory::{Extent, Gfn};
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+/// Entries in a frame of the table.
+pub const PER_FRAME: usize = 512;
+/// `GNTTAB_NR_RESERVED_ENTRIES`
+const RESERVED: u32 = 8;
+/// `GTF_permit_access`
+const PERMIT_ACCESS: u16 = 1;
+/// `GTF_readonly`
+const READONLY: u16 = 1 << 2;
+/// `GTF_reading | GTF_writing`: set by Xen while the other domain has the frame mapped.
+const IN_USE: u16 = 1 << 3 | 1 << 4;
+
+/// `grant_ref_t`
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct GrantRef(pub u32);
+
+/// A domain's number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DomId(pub u16);
+
+/// What the other domain may do with a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    Write,
+}
+
+/// `grant_entry_v1_t`
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Entry {
+    flags: AtomicU16,
+    domid: AtomicU16,
+    frame: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Entry>() * PER_FRAME == 4096);
+
+/// Why a frame was not granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GrantError {
+    /// All entries are taken, or Xen gives no more frames for the table.
+    Full,
+    /// A version 1 entry cannot name this frame.
+    Frame(Gfn),
+    /// No memory for the frames themselves.
+    NoMemory,
+}
+
+impl fmt::Display for GrantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the grant table is full"),
+            Self::Frame(gfn) => write!(f, "frame {gfn:?} is too high to be granted"),
+            Self::NoMemory => f.write_str("too little memory in one piece to share with a backend"),
+        }
+    }
+}
+
+/// The other domain still uses the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InUse;
+
+/// The table's frames, and which entries are free.
+#[derive(Debug, Default)]
+pub struct Table<'a> {
+    frames: Vec<&'a [Entry; PER_FRAME]>,
+    free: Vec<u32>,
+}
+
+impl<'a> Table<'a> {
+    /// Without frames.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            frames: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Adds the next frame; entries that are in use in it stay so.
+    pub fn add_frame(&mut self, frame: &'a [Entry; PER_FRAME]) {
+        let first = (self.frames.len() * PER_FRAME) as u32;
+        self.frames.push(frame);
+        // Room for all, so that a revoke never allocates.
+        self.free.reserve(PER_FRAME * self.frames.len());
+        for (offset, entry) in frame.iter().enumerate().rev() {
+            let number = first + offset as u32;
+            if number >= RESERVED && entry.flags.load(Ordering::Acquire) == 0 {
+                self.free.push(number);
+            }
+        }
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Number of free entries.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Number of entries that grant something.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        let usable = (self.frames.len() * PER_FRAME).saturating_sub(RESERVED as usize);
+        usable.saturating_sub(self.free.len())
+    }
+
+    fn entry(&self, gref: GrantRef) -> Option<&'a Entry> {
+        let number = gref.0 as usize;
+        self.frames.get(number / PER_FRAME)?.get(number % PER_FRAME)
+    }
+
+    /// Lets `domid` use a frame.
+    ///
+    /// # Errors
+    /// See [`GrantError`].
+    pub fn grant(
+        &mut self,
+        gfn: Gfn,
+        domid: DomId,
+        access: Access,
+    ) -> Result<GrantRef, GrantError> {
+        let frame = u32::try_from(gfn.as_u64()).map_err(|_| GrantError::Frame(gfn))?;
+        let gref = GrantRef(self.free.pop().ok_or(GrantError::Full)?);
+        let entry = self.entry(gref).ok_or(GrantError::Full)?;
+        entry.domid.store(domid.0, Ordering::Relaxed);
+        entry.frame.store(frame, Ordering::Relaxed);
+        let readonly = match access {
+            Access::Read => READONLY,
+            Access::Write => 0,
+        };
+        entry
+            .flags
+            .store(PERMIT_ACCESS | readonly, Ordering::Release);
+        Ok(gref)
+    }
+
+    /// Takes a grant back.
+    ///
+    /// # Errors
+    /// The other domain has the frame mapped: nothing has changed.
+    pub fn revoke(&mut self, gref: GrantRef) -> Result<(), InUse> {
+        let Some(entry) = self.entry(gref).filter(|_| gref.0 >= RESERVED) else {
+            return Ok(());
+        };
+        let mut flags = entry.flags.load(Ordering::Acquire);
+        loop {
+            if flags == 0 {
+                return Ok(());
+            }
+            if flags & IN_USE != 0 {
+                return Err(InUse);
+            }
+            match entry
+                .flags
+                .compare_exchange(flags, 0, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => break,
+                Err(now) => flags = now,
+            }
+        }
+        self.free.push(gref.0);
+        Ok(())
+    }
+
+    /// Takes back every grant of a frame in `extent`; returns how many are still in use.
+    pub fn revoke_all(&mut self, extent: Extent) -> usize {
+        let mut in_use = 0;
+        for number in RESERVED..(self.frames.len() * PER_FRAME) as u32 {
+            let gref = GrantRef(number);
+            let inside = self.entry(gref).is_some_and(|e| {
+                let frame = u64::from(e.frame.load(Ordering::Relaxed));
+                e.flags.load(Ordering::Acquire) != 0
+                    && Gfn::new(frame).is_some_and(|g| extent.contains(g.extent()))
+            });
+            if inside {
+                in_use += usize::from(self.revoke(gref).is_err());
+            }
+        }
+        in_use
+    }
+}
+
+#[cfg(target_os = "hermit")]
+pub use shared::{MAX_BLOCKS, MAX_FRAMES, SharedPages, adopt, audit, blocks, reap, table_frames};
+
+#[cfg(target_os = "hermit")]
+mod shared {
+    use super::{Access, DomId, Entry, GrantError, GrantRef, PER_FRAME, Table};
+    use crate::boot;
+    use crate::memory::paging::Perms;
+    use crate::memory::{Extent, Gfn, vm};
+    use crate::sync::Lock;
+    use crate::xen::{Committed, hypercall};
+    use alloc::vec::Vec;
+    use arrayvec::ArrayVec;
+
+    /// Most frames of the table; each has room for 512 grants.
+    pub const MAX_FRAMES: usize = 16;
+    /// Most blocks that are granted at a time: a device has one.
+    pub const MAX_BLOCKS: usize = 16;
+
+    struct State {
+        table: Table<'static>,
+        homes: ArrayVec<Gfn, MAX_FRAMES>,
+        /// Every block that a grant may stand for.
+        blocks: ArrayVec<Block, MAX_BLOCKS>,
+    }
+
+    #[derive(Clone, Copy)]
+    struct Block {
+        extent: Extent,
+        /// Nobody here uses it any more.
+        orphan: bool,
+    }
+
+    static STATE: Lock<State> = Lock::new(State {
+        table: Table::new(),
+        homes: ArrayVec::new_const(),
+        blocks: ArrayVec::new_const(),
+    });
+
+    impl State {
+        fn add_frame(&mut self, gfn: Gfn) {
+            if self.homes.try_push(gfn).is_ok() {
+                // SAFETY: the frame is one of the grant table's, mapped for ever at its carved
+                // address; entries are atomics.
+                self.table
+                    .add_frame(unsafe { &*gfn.addr().as_ptr::<[Entry; PER_FRAME]>() });
+            }
+        }
+
+        /// Another frame for the table.
+        fn grow(&mut self, token: Committed) -> Result<(), GrantError> {
+            if self.homes.is_full() {
+                return Err(GrantError::Full);
+            }
+            let gfn = boot::carve_frame().ok_or(GrantError::Full)?;
+            vm::map(gfn.extent(), Perms::Write).map_err(|_| GrantError::Full)?;
+            // SAFETY: a carved frame holds nothing.
+            unsafe { hypercall::map_grant_frame(token, self.homes.len() as u64, gfn) }
+                .map_err(|_| GrantError::Full)?;
+            self.add_frame(gfn);
+            Ok(())
+        }
+
+        /// Gives the frames of orphans back that nobody has mapped any more.
+        fn reap(&mut self) -> usize {
+            let table = &mut self.table;
+            self.blocks.retain(|block| {
+                if !block.orphan || table.revoke_all(block.extent) != 0 {
+                    return true;
+                }
+                // SAFETY: no grant is left, and the block's owner is gone.
+                unsafe { vm::free_frames(block.extent) };
+                false
+            });
+            self.blocks.iter().filter(|b| b.orphan).count()
+        }
+    }
+
+    /// Frames in a row that another domain may use. When dropped they are free again as soon as
+    /// that domain has none of them mapped.
+    #[derive(Debug)]
+    pub struct SharedPages {
+        extent: Extent,
+        grefs: Vec<GrantRef>,
+    }
+
+    impl SharedPages {
+        /// Takes `frames` zeroed frames and grants each to `domid`, as `access` says.
+        ///
+        /// # Errors
+        /// See [`GrantError`].
+        pub fn new(
+            token: Committed,
+            frames: u64,
+            domid: DomId,
+            access: impl Fn(u64) -> Access,
+        ) -> Result<Self, GrantError> {
+            let mut grefs = Vec::with_capacity(frames as usize);
+            reap(token);
+            let extent = vm::alloc_frames(frames, 1).ok_or(GrantError::NoMemory)?;
+            // SAFETY: fresh frames, mapped writable, nobody else's.
+            unsafe {
+                extent
+                    .addr()
+                    .as_ptr::<u8>()
+                    .write_bytes(0, extent.bytes() as usize);
+            }
+            let mut state = STATE.lock();
+            let block = Block {
+                extent,
+                orphan: false,
+            };
+            if state.blocks.try_push(block).is_err() {
+                // SAFETY: just taken.
+                unsafe { vm::free_frames(extent) };
+                return Err(GrantError::Full);
+            }
+            drop(state);
+            for n in 0..frames {
+                let Some(page) = extent.part(n, 1) else { break };
+                let mut state = STATE.lock();
+                let mut result = state.table.grant(page.start(), domid, access(n));
+                if result == Err(GrantError::Full) {
+                    result = state
+                        .grow(token)
+                        .and_then(|()| state.table.grant(page.start(), domid, access(n)));
+                }
+                drop(state);
+                match result {
+                    Ok(gref) => grefs.push(gref),
+                    Err(e) => {
+                        drop(Self { extent, grefs });
+                        return Err(e);
+                    }
+                }
+            }
+            Ok(Self { extent, grefs })
+        }
+
+        /// The frames.
+        #[must_use]
+        pub fn extent(&self) -> Extent {
+            self.extent
+        }
+
+        /// The grant of the `n`th frame.
+        #[must_use]
+        pub fn gref(&self, n: usize) -> Option<GrantRef> {
+            self.grefs.get(n).copied()
+        }
+    }
+
+    impl Drop for SharedPages {
+        fn drop(&mut self) {
+            let mut state = STATE.lock();
+            for block in &mut state.blocks {
+                block.orphan |= block.extent == self.extent;
+            }
+            state.reap();
+        }
+    }
+
+    /// Gives back frames whose users are gone; returns how many blocks some domain still has mapped.
+    pub fn reap(_: Committed) -> usize {
+        STATE.lock().reap()
+    }
+
+    /// Takes over the table of the image before: its frames, and the blocks it had granted, which
+    /// are free as soon as the devices they belong to are closed.
+    ///
+    /// # Safety
+    /// `frames` are the table's, in order, mapped writable for as long as this image runs; `blocks`
+    /// are kept, and nobody's but the other domain's.
+    pub unsafe fn adopt(frames: &[Gfn], blocks: &[Extent]) {
+        let mut state = STATE.lock();
+        for gfn in frames {
+            state.add_frame(*gfn);
+        }
+        state
+            .blocks
+            .extend(blocks.iter().take(MAX_BLOCKS).map(|extent| Block {
+                extent: *extent,
+                orphan: true,
+            }));
+    }
+
+    /// Frames of the table, for the next image and its page tables.
+    #[must_use]
+    pub fn table_frames() -> ArrayVec<Gfn, MAX_FRAMES> {
+        STATE.lock().homes.clone()
+    }
+
+    /// Every block that a grant may stand for.
+    #[must_use]
+    pub fn blocks() -> ArrayVec<Extent, MAX_BLOCKS> {
+        STATE.lock().blocks.iter().map(|b| b.extent).collect()
+    }
+
+    /// Grants that are given, and blocks of frames kept for them.
+    #[must_use]
+    pub fn audit() -> (usize, usize) {
+        let state = STATE.lock();
+        (state.table.used(), state.blocks.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame() -> [Entry; PER_FRAME] {
+        core::array::from_fn(|_| Entry::default())
+    }
+
+    fn gfn(n: u64) -> Gfn {
+        Gfn::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_grant_in_use_stays_and_its_entry_is_not_used_again() {
+        let memory = frame();
+        let mut table = Table::new();
+        table.add_frame(&memory);
+        let all = table.free();
+        let gref = table.grant(gfn(0x1234), DomId(7), Access::Read).unwrap();
+        assert!(gref.0 >= RESERVED);
+        let entry = &memory[gref.0 as usize];
+        assert_eq!(
+            entry.flags.load(Ordering::Relaxed),
+            PERMIT_ACCESS | READONLY
+        );
+        assert_eq!(entry.frame.load(Ordering::Relaxed), 0x1234);
+        assert_eq!(entry.domid.load(Ordering::Relaxed), 7);
+        for bit in [1 << 3, 1 << 4] {
+            entry.flags.fetch_or(bit, Ordering::Relaxed);
+            assert_eq!(table.revoke(gref), Err(InUse));
+            assert_ne!(entry.flags.load(Ordering::Relaxed) & PERMIT_ACCESS, 0);
+            while let Ok(other) = table.grant(gfn(1), DomId(0), Access::Write) {
+                assert_ne!(other, gref);
+            }
+            table.revoke_all(Extent::new(gfn(1), 1).unwrap());
+            entry.flags.fetch_and(!bit, Ordering::Relaxed);
+        }
+        assert_eq!(table.revoke(gref), Ok(()));
+        assert_eq!(table.free(), all);
+    }
+
+    #[test]
+    fn frames_that_an_entry_cannot_name_are_refused() {
+        let memory = frame();
+        let mut table = Table::new();
+        table.add_frame(&memory);
+        let high = gfn(1 << 32);
+        assert_eq!(
+            table.grant(high, DomId(0), Access::Read),
+            Err(GrantError::Frame(high))
+        );
+        assert_eq!(
+            Table::new().grant(gfn(1), DomId(0), Access::Read),
+            Err(GrantError::Full)
+        );
+    }
+
+    proptest! {
+        /// Grants are distinct, never a reserved entry, and after all are revoked every entry is
+        /// free; a table that is taken over knows what is in use in it.
+        #[test]
+        fn nothing_is_granted_twice_or_lost(ops in proptest::collection::vec((any::<bool>(), any::<proptest::sample::Index>()), 1..1500)) {
+            let memory = [frame(), frame()];
+            let mut table = Table::new();
+            memory.iter().for_each(|f| table.add_frame(f));
+            let mut held = Vec::new();
+            for (give, which) in ops {
+                if give {
+                    let n = 100 + held.len() as u64;
+                    match table.grant(gfn(n), DomId(0), Access::Write) {
+                        Ok(gref) => {
+                            prop_assert!(gref.0 >= RESERVED && !held.contains(&gref));
+                            held.push(gref);
+                        }
+                        Err(e) => prop_assert!(e == GrantError::Full && held.len() == 1024 - 8),
+                    }
+                } else if !held.is_empty() {
+                    prop_assert_eq!(table.revoke(held.swap_remove(which.index(held.len()))), Ok(()));
+                }
+                prop_assert_eq!(table.used(), held.len());
+            }
+            let mut other = Table::new();
+            memory.iter().for_each(|f| other.add_frame(f));
+            prop_assert_eq!(other.used(), held.len());
+            prop_assert_eq!(other.revoke_all(Extent::new(gfn(100), 2000).unwrap()), 0);
+            prop_assert_eq!(other.free(), 1024 - 8);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! One domain's connection to xenstored: which requests are out, what came back.
+//!
+//! Plain state over a [`Ring`]; who waits and who wakes is the client's matter.
+
+use super::wire::{Decoder, Header, Message, Op, PAYLOAD_MAX, Ring, Violation};
+use super::{Error, Refusal, WatchEvent};
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Watch events kept for those who have not fetched them; the same one twice counts once.
+const MAX_EVENTS: usize = 512;
+
+/// Names a request that is out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RequestId(u32);
+
+#[derive(Debug)]
+enum Slot {
+    Waiting(Op),
+    /// Nobody waits any more: the reply is dropped when it comes.
+    Abandoned(Op),
+    Done(Result<Vec<u8>, Refusal>),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Connection {
+    out: VecDeque<u8>,
+    decoder: Decoder,
+    requests: Vec<(u32, Slot)>,
+    events: VecDeque<WatchEvent>,
+    next_id: u32,
+    failed: Option<Violation>,
+}
+
+impl Connection {
+    /// With nothing out; requests are numbered from `first_id` on.
+    #[must_use]
+    pub const fn new(first_id: u32) -> Self {
+        Self {
+            out: VecDeque::new(),
+            decoder: Decoder::new(),
+            requests: Vec::new(),
+            events: VecDeque::new(),
+            next_id: first_id,
+            failed: None,
+        }
+    }
+
+    /// Queues a request whose payload is `parts`, one after the other.
+    ///
+    /// # Errors
+    /// It is too long, or the connection is closed.
+    pub fn request(
+        &mut self,
+        op: Op,
+        transaction: u32,
+        parts: &[&[u8]],
+    ) -> Result<RequestId, Error> {
+        self.check()?;
+        let len: usize = parts.iter().map(|p| p.len()).sum();
+        if len > PAYLOAD_MAX {
+            return Err(Error::TooLong);
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let header = Header {
+            op: op as u32,
+            id,
+            transaction,
+            len: len as u32,
+        };
+        self.out.extend(header.to_bytes());
+        for part in parts {
+            self.out.extend(*part);
+        }
+        self.requests.push((id, Slot::Waiting(op)));
+        Ok(RequestId(id))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.failed.map_or(Ok(()), |v| Err(Error::Closed(v)))
+    }
+
+    /// Moves what can be moved, both ways; true if something was and the other side wants to know.
+    pub fn pump(&mut self, ring: &mut impl Ring) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        match self.try_pump(ring) {
+            Ok(moved) => moved,
+            Err(violation) => {
+                self.failed = Some(violation);
+                self.out.clear();
+                self.events.clear();
+                false
+            }
+        }
+    }
+
+    fn try_pump(&mut self, ring: &mut impl Ring) -> Result<bool, Violation> {
+        let mut moved = false;
+        while !self.out.is_empty() {
+            let sent = ring.send(self.out.as_slices().0)?;
+            if sent == 0 {
+                break;
+            }
+            self.out.drain(..sent.min(self.out.len()));
+            moved = true;
+        }
+        let mut buf = [0; 256];
+        loop {
+            let count = ring.receive(&mut buf)?;
+            let mut rest = buf.get(..count).ok_or(Violation::RingIndices)?;
+            if rest.is_empty() {
+                break;
+            }
+            moved = true;
+            while let Some(message) = self.decoder.feed(&mut rest)? {
+                self.accept(message)?;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn accept(&mut self, message: Message) -> Result<(), Violation> {
+        let Header { op, id, .. } = message.header;
+        if op == Op::WatchEvent as u32 {
+            let event = WatchEvent::parse(&message.payload).ok_or(Violation::Payload)?;
+            if !self.events.contains(&event) {
+                if self.events.len() == MAX_EVENTS {
+                    return Err(Violation::Events);
+                }
+                self.events.push_back(event);
+            }
+            return Ok(());
+        }
+        let at = self
+            .requests
+            .iter()
+            .position(|(i, slot)| *i == id && !matches!(slot, Slot::Done(_)))
+            .ok_or(Violation::Reply)?;
+        let (Slot::Waiting(asked) | Slot::Abandoned(asked)) = self.requests[at].1 else {
+            return Err(Violation::Reply);
+        };
+        let result = match op {
+            _ if op == asked as u32 => Ok(message.payload),
+            _ if op == Op::Error as u32 => Err(Refusal::parse(&message.payload)),
+            _ => return Err(Violation::Reply),
+        };
+        if matches!(self.requests[at].1, Slot::Abandoned(_)) {
+            self.requests.swap_remove(at);
+        } else {
+            self.requests[at].1 = Slot::Done(result);
+        }
+        Ok(())
+    }
+
+    /// The reply to a request, once; `None` while there is none.
+    pub fn take(&mut self, id: RequestId) -> Option<Result<Vec<u8>, Error>> {
+        if let Err(e) = self.check() {
+            self.requests.retain(|(i, _)| *i != id.0);
+            return Some(Err(e));
+        }
+        let at = self.requests.iter().position(|(i, _)| *i == id.0)?;
+        if !matches!(self.requests[at].1, Slot::Done(_)) {
+            return None;
+        }
+        match self.requests.swap_remove(at).1 {
+            Slot::Done(result) => Some(result.map_err(Error::Refused)),
+            _ => None,
+        }
+    }
+
+    /// Nobody waits for this reply any more.
+    pub fn abandon(&mut self, id: RequestId) {
+        if let Some(at) = self.requests.iter().position(|(i, _)| *i == id.0) {
+            match self.requests[at].1 {
+                Slot::Waiting(op) => self.requests[at].1 = Slot::Abandoned(op),
+                Slot::Abandoned(_) => {}
+                Slot::Done(_) => drop(self.requests.swap_remove(at)),
+            }
+        }
+    }
+
+    /// The oldest watch event.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub fn next_event(&mut self) -> Result<Option<WatchEvent>, Error> {
+        self.check()?;
+        Ok(self.events.pop_front())
+    }
+
+    /// Whether all that was sent is answered and all messages are whole: another image could go on
+    /// from here.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.failed.is_some()
+            || (self.out.is_empty()
+                && self.decoder.at_boundary()
+                && self
+                    .requests
+                    .iter()
+                    .all(|(_, s)| matches!(s, Slot::Done(_))))
+    }
+}
+
+impl WatchEvent {
+    /// `path NUL token NUL`.
+    fn parse(payload: &[u8]) -> Option<Self> {
+        let text = |bytes: &[u8]| core::str::from_utf8(bytes).ok().map(String::from);
+        let mut parts = payload.strip_suffix(b"\0")?.split(|b| *b == 0);
+        let event = Self {
+            path: text(parts.next()?)?,
+            token: text(parts.next()?)?,
+        };
+        parts.next().is_none().then_some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::HEADER_LEN;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A ring whose other side is the test.
+    #[derive(Default)]
+    struct Wire {
+        to_us: VecDeque<u8>,
+        from_us: Vec<u8>,
+        chunk: usize,
+    }
+
+    impl Ring for Wire {
+        fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+            let n = buf.len().min(self.to_us.len());
+            for (to, byte) in buf.iter_mut().zip(self.to_us.drain(..n)) {
+                *to = byte;
+            }
+            Ok(n)
+        }
+        fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+            let n = bytes.len().min(self.chunk);
+            self.from_us.extend(&bytes[..n]);
+            Ok(n)
+        }
+        fn notify(&mut self) {}
+    }
+
+    fn reply(op: Op, id: u32, payload: &[u8]) -> Vec<u8> {
+        let len = payload.len() as u32;
+        let header = Header {
+            op: op as u32,
+            id,
+            transaction: 0,
+            len,
+        };
+        header
+            .to_bytes()
+            .into_iter()
+            .chain(payload.iter().copied())
+            .collect()
+    }
+
+    #[test]
+    fn replies_find_their_requests_in_any_order() {
+        let mut c = Connection::new(u32::MAX);
+        let mut wire = Wire {
+            chunk: 7,
+            ..Wire::default()
+        };
+        let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
+        let b = c.request(Op::Write, 0, &[b"b\0", b"x"]).unwrap();
+        assert!(c.pump(&mut wire));
+        assert_eq!(wire.from_us.len(), 2 * HEADER_LEN + 5);
+        assert!(c.take(a).is_none());
+        assert!(!c.is_quiet());
+        wire.to_us.extend(reply(Op::Error, 0, b"EACCES\0"));
+        wire.to_us
+            .extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
+        wire.to_us
+            .extend(reply(Op::WatchEvent, 99, b"device/vif\0t\0"));
+        wire.to_us.extend(reply(Op::Read, u32::MAX, b"value"));
+        assert!(c.pump(&mut wire));
+        assert_eq!(c.take(a), Some(Ok(b"value".to_vec())));
+        assert_eq!(c.take(b), Some(Err(Error::Refused(Refusal::AccessDenied))));
+        let event = c.next_event().unwrap().unwrap();
+        assert_eq!((&*event.path, &*event.token), ("device/vif", "t"));
+        assert_eq!(c.next_event(), Ok(None));
+        assert!(c.is_quiet());
+    }
+
+    #[test]
+    fn a_late_reply_to_nobody_is_dropped_and_one_to_nothing_closes() {
+        let mut c = Connection::new(1);
+        let mut wire = Wire {
+            chunk: 4096,
+            ..Wire::default()
+        };
+        let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
+        c.abandon(a);
+        wire.to_us.extend(reply(Op::Read, 1, b"late"));
+        c.pump(&mut wire);
+        assert!(c.is_quiet() && c.next_event() == Ok(None));
+        wire.to_us.extend(reply(Op::Read, 1, b"again"));
+        c.pump(&mut wire);
+        assert_eq!(c.next_event(), Err(Error::Closed(Violation::Reply)));
+        assert_eq!(
+            c.request(Op::Read, 0, &[]),
+            Err(Error::Closed(Violation::Reply))
+        );
+    }
+
+    #[test]
+    fn a_reply_of_another_kind_or_a_bad_event_closes() {
+        for bytes in [
+            reply(Op::Write, 1, b""),
+            reply(Op::WatchEvent, 0, b"no end"),
+            reply(Op::WatchEvent, 0, b"a\0b\0c\0"),
+            reply(Op::WatchEvent, 0, b"\xff\0b\0"),
+        ] {
+            let mut c = Connection::new(1);
+            let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
+            let mut wire = Wire {
+                chunk: 4096,
+                to_us: bytes.into(),
+                ..Wire::default()
+            };
+            c.pump(&mut wire);
+            assert!(matches!(c.take(a), Some(Err(Error::Closed(_)))));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_events_closes() {
+        let mut c = Connection::new(1);
+        let mut wire = Wire::default();
+        for i in 0..=MAX_EVENTS {
+            wire.to_us
+                .extend(reply(Op::WatchEvent, 0, format!("p{i}\0t\0").as_bytes()));
+        }
+        c.pump(&mut wire);
+        assert_eq!(c.next_event(), Err(Error::Closed(Violation::Events)));
+    }
+
+    proptest! {
+        /// Whatever comes, nothing panics and nothing grows without bound.
+        #[test]
+        fn garbage_is_survived(bytes in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>(), 1u8..23], 0..3000)) {
+            let mut c = Connection::new(1);
+            let ids: Vec<_> = (0..3).map(|_| c.request(Op::Read, 0, &[b"a\0"]).unwrap()).collect();
+            let mut wire = Wire { chunk: 64, to_us: bytes.into(), ..Wire::default() };
+            c.pump(&mut wire);
+            prop_assert!(c.events.len() <= MAX_EVENTS && c.requests.len() <= 3);
+            for id in ids { let _ = c.take(id); c.abandon(id); }
+        }
+    }
+}

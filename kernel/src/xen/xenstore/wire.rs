@@ -1,0 +1,355 @@
+//! The xenstore protocol's bytes (public/io/xs_wire.h): messages, and the ring they travel in.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+
+/// `XENSTORE_PAYLOAD_MAX`, in bytes.
+pub const PAYLOAD_MAX: usize = 4096;
+/// Bytes of `struct xsd_sockmsg`.
+pub const HEADER_LEN: usize = 16;
+/// `XENSTORE_RING_SIZE`, in bytes, each way.
+pub const RING_SIZE: u32 = 1024;
+
+/// What a message is about (`enum xsd_sockmsg_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Op {
+    /// `XS_DIRECTORY`
+    Directory = 1,
+    /// `XS_READ`
+    Read = 2,
+    /// `XS_WATCH`
+    Watch = 4,
+    /// `XS_UNWATCH`
+    Unwatch = 5,
+    /// `XS_TRANSACTION_START`
+    TransactionStart = 6,
+    /// `XS_TRANSACTION_END`
+    TransactionEnd = 7,
+    /// `XS_WRITE`
+    Write = 11,
+    /// `XS_MKDIR`
+    Mkdir = 12,
+    /// `XS_RM`
+    Rm = 13,
+    /// `XS_WATCH_EVENT`
+    WatchEvent = 15,
+    /// `XS_ERROR`
+    Error = 16,
+    /// `XS_RESET_WATCHES`
+    ResetWatches = 21,
+    /// `XS_DIRECTORY_PART`
+    DirectoryPart = 22,
+}
+
+/// A breach of the protocol by the other side. The connection is not used any more after one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Violation {
+    /// More bytes in a ring than it holds.
+    RingIndices,
+    /// A payload longer than [`PAYLOAD_MAX`].
+    PayloadLength(u32),
+    /// A reply to no request, or to another kind of request.
+    Reply,
+    /// A payload that is not what its kind of message has.
+    Payload,
+    /// More watch events than are kept.
+    Events,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RingIndices => f.write_str("ring indices that cannot be"),
+            Self::PayloadLength(n) => write!(f, "a message of {n} bytes"),
+            Self::Reply => f.write_str("a reply to no request"),
+            Self::Payload => f.write_str("a message that makes no sense"),
+            Self::Events => f.write_str("too many watch events"),
+        }
+    }
+}
+
+/// `struct xsd_sockmsg`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// `type`, not checked.
+    pub op: u32,
+    /// `req_id`
+    pub id: u32,
+    /// `tx_id`
+    pub transaction: u32,
+    /// `len`: bytes of payload.
+    pub len: u32,
+}
+
+impl Header {
+    /// As it travels.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        let words = [self.op, self.id, self.transaction, self.len];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(b: &[u8; HEADER_LEN]) -> Self {
+        let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        Self {
+            op: word(0),
+            id: word(4),
+            transaction: word(8),
+            len: word(12),
+        }
+    }
+}
+
+/// A whole message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// Puts messages together from pieces of any size.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    head: [u8; HEADER_LEN],
+    have: usize,
+    payload: Vec<u8>,
+}
+
+impl Decoder {
+    /// At the start of a message.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            head: [0; HEADER_LEN],
+            have: 0,
+            payload: Vec::new(),
+        }
+    }
+
+    /// Takes bytes off the front of `bytes` up to the end of a message.
+    ///
+    /// # Errors
+    /// A payload that is too long.
+    pub fn feed(&mut self, bytes: &mut &[u8]) -> Result<Option<Message>, Violation> {
+        if let Some(room) = self.head.get_mut(self.have..) {
+            let (now, later) = bytes.split_at(room.len().min(bytes.len()));
+            room[..now.len()].copy_from_slice(now);
+            self.have += now.len();
+            *bytes = later;
+        }
+        if self.have < HEADER_LEN {
+            return Ok(None);
+        }
+        let header = Header::from_bytes(&self.head);
+        let len = header.len as usize;
+        if len > PAYLOAD_MAX {
+            return Err(Violation::PayloadLength(header.len));
+        }
+        let missing = len.saturating_sub(self.payload.len());
+        let (now, later) = bytes.split_at(missing.min(bytes.len()));
+        self.payload.extend_from_slice(now);
+        *bytes = later;
+        if self.payload.len() < len {
+            return Ok(None);
+        }
+        self.have = 0;
+        Ok(Some(Message {
+            header,
+            payload: core::mem::take(&mut self.payload),
+        }))
+    }
+
+    /// Whether the last message is whole.
+    #[must_use]
+    pub fn at_boundary(&self) -> bool {
+        self.have == 0
+    }
+}
+
+/// Moves bytes to and from xenstored.
+pub trait Ring {
+    /// Takes bytes that are there; returns how many, 0 for none.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation>;
+
+    /// Gives bytes as far as there is room; returns how many.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation>;
+
+    /// Tells the other side that something was moved.
+    fn notify(&mut self);
+}
+
+/// `struct xenstore_domain_interface`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Interface {
+    req: [AtomicU8; RING_SIZE as usize],
+    rsp: [AtomicU8; RING_SIZE as usize],
+    req_cons: AtomicU32,
+    req_prod: AtomicU32,
+    rsp_cons: AtomicU32,
+    rsp_prod: AtomicU32,
+}
+
+const _: () = assert!(core::mem::offset_of!(Interface, rsp_prod) == 2060);
+
+impl Interface {
+    /// Takes bytes off the response ring.
+    ///
+    /// # Errors
+    /// Indices further apart than the ring is long.
+    pub fn receive(&self, buf: &mut [u8]) -> Result<usize, Violation> {
+        take(&self.rsp, &self.rsp_cons, &self.rsp_prod, buf)
+    }
+
+    /// Puts bytes into the request ring.
+    ///
+    /// # Errors
+    /// Indices further apart than the ring is long.
+    pub fn send(&self, bytes: &[u8]) -> Result<usize, Violation> {
+        put(&self.req, &self.req_cons, &self.req_prod, bytes)
+    }
+}
+
+type Bytes = [AtomicU8; RING_SIZE as usize];
+
+fn take(
+    ring: &Bytes,
+    cons: &AtomicU32,
+    prod: &AtomicU32,
+    buf: &mut [u8],
+) -> Result<usize, Violation> {
+    let mut at = cons.load(Ordering::Relaxed);
+    let there = prod.load(Ordering::Acquire).wrapping_sub(at);
+    if there > RING_SIZE {
+        return Err(Violation::RingIndices);
+    }
+    let count = buf.len().min(there as usize);
+    for (to, _) in buf.iter_mut().zip(0..count) {
+        *to = ring[(at % RING_SIZE) as usize].load(Ordering::Relaxed);
+        at = at.wrapping_add(1);
+    }
+    fence(Ordering::AcqRel);
+    cons.store(at, Ordering::Release);
+    Ok(count)
+}
+
+fn put(ring: &Bytes, cons: &AtomicU32, prod: &AtomicU32, bytes: &[u8]) -> Result<usize, Violation> {
+    let mut at = prod.load(Ordering::Relaxed);
+    let used = at.wrapping_sub(cons.load(Ordering::Acquire));
+    let room = RING_SIZE.checked_sub(used).ok_or(Violation::RingIndices)? as usize;
+    let count = bytes.len().min(room);
+    for byte in bytes.iter().take(count) {
+        ring[(at % RING_SIZE) as usize].store(*byte, Ordering::Relaxed);
+        at = at.wrapping_add(1);
+    }
+    prod.store(at, Ordering::Release);
+    Ok(count)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub fn interface() -> Interface {
+        Interface {
+            req: [const { AtomicU8::new(0) }; 1024],
+            rsp: [const { AtomicU8::new(0) }; 1024],
+            req_cons: AtomicU32::new(0),
+            req_prod: AtomicU32::new(0),
+            rsp_cons: AtomicU32::new(0),
+            rsp_prod: AtomicU32::new(0),
+        }
+    }
+
+    fn decode(pieces: &[&[u8]]) -> Result<Vec<Message>, Violation> {
+        let mut decoder = Decoder::default();
+        let mut all = Vec::new();
+        for piece in pieces {
+            let mut rest = *piece;
+            loop {
+                match decoder.feed(&mut rest)? {
+                    Some(message) => all.push(message),
+                    None => break,
+                }
+            }
+            assert!(rest.is_empty());
+        }
+        assert!(all.is_empty() || pieces.iter().any(|p| !p.is_empty()));
+        Ok(all)
+    }
+
+    proptest! {
+        /// Any split of the bytes gives the messages that were sent.
+        #[test]
+        fn splits_do_not_matter(
+            sent in proptest::collection::vec(
+                (any::<u32>(), any::<u32>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..200)), 1..8),
+            cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..20),
+        ) {
+            let messages: Vec<Message> = sent.into_iter().map(|(op, id, transaction, payload)| Message {
+                header: Header { op, id, transaction, len: payload.len() as u32 }, payload }).collect();
+            let bytes: Vec<u8> = messages.iter()
+                .flat_map(|m| m.header.to_bytes().into_iter().chain(m.payload.iter().copied())).collect();
+            let mut at: Vec<usize> = cuts.iter().map(|c| c.index(bytes.len())).chain([0, bytes.len()]).collect();
+            at.sort_unstable();
+            let pieces: Vec<&[u8]> = at.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
+            prop_assert_eq!(decode(&pieces), Ok(messages));
+        }
+
+        /// Garbage is messages or a violation, never a panic, never more than a payload kept.
+        #[test]
+        fn garbage_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let mut decoder = Decoder::default();
+            let mut rest = &bytes[..];
+            while let Ok(Some(m)) = decoder.feed(&mut rest) {
+                prop_assert!(m.payload.len() <= PAYLOAD_MAX);
+            }
+            prop_assert!(decoder.payload.len() <= PAYLOAD_MAX);
+        }
+
+        /// Bytes come out of a ring as they went in, over its end and over the end of the indices;
+        /// indices that cannot be are refused.
+        #[test]
+        fn rings_carry_bytes(
+            start in prop_oneof![Just(0u32), Just(u32::MAX - 100), any::<u32>()],
+            chunks in proptest::collection::vec((0usize..1500, 0usize..1500), 1..40),
+            lie in 1025u32..u32::MAX,
+        ) {
+            let ring = interface();
+            for index in [&ring.req_cons, &ring.req_prod] {
+                index.store(start, Ordering::Relaxed);
+            }
+            let (mut next_in, mut next_out) = (0u8, 0u8);
+            for (give, get) in chunks {
+                let bytes: Vec<u8> = (0..give).map(|i| next_in.wrapping_add(i as u8)).collect();
+                let sent = ring.send(&bytes).unwrap();
+                next_in = next_in.wrapping_add(sent as u8);
+                let mut buf = vec![0; get];
+                let n = take(&ring.req, &ring.req_cons, &ring.req_prod, &mut buf).unwrap();
+                for byte in &buf[..n] {
+                    prop_assert_eq!(*byte, next_out);
+                    next_out = next_out.wrapping_add(1);
+                }
+            }
+            ring.req_prod.store(ring.req_cons.load(Ordering::Relaxed).wrapping_add(lie), Ordering::Relaxed);
+            prop_assert_eq!(ring.send(b"x"), Err(Violation::RingIndices));
+            ring.rsp_prod.store(lie, Ordering::Relaxed);
+            prop_assert_eq!(ring.receive(&mut [0]), Err(Violation::RingIndices));
+        }
+    }
+}
