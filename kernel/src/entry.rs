@@ -4,7 +4,6 @@ use crate::boot::{self, EntryKind};
 use crate::log;
 use crate::memory::heap;
 use crate::memory::workspace::Workspace;
-use crate::net;
 use crate::replace::adopt;
 use crate::task::sched;
 use crate::xen::console::println;
@@ -66,7 +65,6 @@ pub(crate) extern "C" fn main(entry_tsc: u64) -> ! {
             );
         }
     }
-    net::device::start();
     let (argv, env) = (arguments(), environment());
     // SAFETY: both are NULL-terminated arrays of C strings that live for ever.
     unsafe { runtime_entry(argv.len() as i32 - 1, argv.as_ptr(), env.as_ptr()) }

@@ -75,3 +75,14 @@ unsafe extern "C" fn sys_lstat(path: *const c_char, out: *mut Stat) -> i32 {
     // SAFETY: std passes a C string and a place for a stat.
     unsafe { stat_to(path, out, fs::lstat) }
 }
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sys_getdents64(fd: i32, buf: *mut u8, len: usize) -> i64 {
+    if buf.is_null() {
+        return -i64::from(Errno::EFAULT.0);
+    }
+    // SAFETY: std passes a buffer of `len` initialised bytes, used by nobody else.
+    let buf = unsafe { core::slice::from_raw_parts_mut(buf, len) };
+    let result = fd::get(fd).and_then(|object| object.read_dir(buf));
+    result.map_or_else(|error| -i64::from(error.0), |len| len as i64)
+}

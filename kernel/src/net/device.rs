@@ -1,4 +1,6 @@
 //! The start of the network in an image, and the network devices of xenbus as the stack's.
+//!
+//! The first socket starts it: an image without sockets has none of it in its file.
 
 use super::config::Config;
 use super::{attach, detach, start as start_stack, tcp};
@@ -9,6 +11,7 @@ use crate::devices::xenbus::{Listener, Xenbus};
 use crate::memory::vm;
 use crate::sync::Lock;
 use crate::task;
+use crate::task::wait::WaitQueue;
 use crate::xen::Committed;
 use crate::xen::console::println;
 use alloc::boxed::Box;
@@ -30,6 +33,7 @@ impl Listener for Devices {
         let vif = nic.vif();
         match attach(nic) {
             Ok(number) => {
+                ready();
                 let known = self.there.lock().try_push((vif, number));
                 if known.is_err() {
                     drop(detach(number));
@@ -63,8 +67,32 @@ fn tcp_config() -> tcp::Config {
     }
 }
 
-/// Starts the network and looks for devices, once; in a trial nothing is done.
+/// How long the first socket waits for a device, in ns.
+const READY_NS: u64 = 3_000_000_000;
+
+/// A device is there, or none will come.
+static READY: AtomicBool = AtomicBool::new(false);
+static WAITING: WaitQueue = WaitQueue::new();
+
+fn ready() {
+    READY.store(true, Ordering::Release);
+    WAITING.wake_all();
+}
+
+/// Starts the network and looks for devices, once, and waits until there is one, for a while; in a
+/// trial nothing is done.
 pub fn start() {
+    begin();
+    if Committed::get().is_some() && !READY.load(Ordering::Acquire) {
+        let deadline = task::now().saturating_add(READY_NS);
+        let _ = WAITING.wait_until(Some(deadline), || {
+            READY.load(Ordering::Acquire).then_some(())
+        });
+        ready();
+    }
+}
+
+fn begin() {
     static STARTED: AtomicBool = AtomicBool::new(false);
     let Some(token) = Committed::get() else {
         return;
@@ -75,6 +103,7 @@ pub fn start() {
     let mut secret = [0; 32];
     if random::fill(&mut secret).is_err() {
         println!("segue: net off reason=\"the processor gives no random numbers\"");
+        ready();
         return;
     }
     let config = Config::read(&boot::machine().cmdline, |bad| {
@@ -86,6 +115,7 @@ pub fn start() {
             Ok(bus) => bus,
             Err(e) => {
                 println!("segue: xenbus off reason=\"{e}\"");
+                ready();
                 return;
             }
         };
