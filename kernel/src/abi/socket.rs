@@ -340,6 +340,7 @@ fn on<R>(fd: i32, f: impl FnOnce(&dyn Socket) -> Result<R, Errno>) -> Result<R, 
 
 #[unsafe(no_mangle)]
 extern "C" fn sys_socket(domain: i32, kind: i32, protocol: i32) -> i32 {
+    #[cfg(target_os = "hermit")]
     net::device::start();
     let open = || {
         let v6 = match domain {
@@ -687,6 +688,7 @@ unsafe extern "C" fn sys_getaddrinfo(
     if result.is_null() {
         return abi::EAI_SYSTEM;
     }
+    #[cfg(target_os = "hermit")]
     net::device::start();
     // SAFETY: the caller passes strings and a structure, or null.
     let (name, service, hints) = unsafe {
