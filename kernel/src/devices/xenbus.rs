@@ -65,32 +65,47 @@ pub enum Step {
     Write(State),
     /// Set up rings, write where they are, then [`State::Connected`].
     Connect,
-    /// Touch the rings no more, then write [`State::Closed`].
-    Stop,
+    /// Touch the rings no more, then write this state.
+    Stop(State),
     /// Both sides are connected.
     Ready,
 }
 
+/// How far this image is with a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// There are no rings of ours.
+    None,
+    /// The backend has been told of our rings.
+    Offered,
+    /// Both sides were connected.
+    Up,
+}
+
 /// The next step: `front` and `back` are the state nodes, `online` is the toolstack's word that the
-/// device is to stay, `ours` says that its rings are this image's.
+/// device is to stay.
 #[must_use]
-pub fn step(front: State, back: State, online: bool, ours: bool) -> Step {
-    match (ours, front) {
-        (true, _) if back.is_gone() => Step::Stop,
-        (true, _) if back == State::Connected => Step::Ready,
-        (true, _) => Step::Wait,
-        (false, State::Initialising) if back == State::InitWait => Step::Connect,
-        (false, State::Initialising | State::Unknown) => Step::Wait,
-        (false, State::Closing) if back == State::Connected => Step::Wait,
-        (false, State::Closing) => Step::Write(State::Closed),
-        (false, State::Closed) => match back {
+pub fn step(front: State, back: State, online: bool, link: Link) -> Step {
+    match (link, front) {
+        (Link::Offered | Link::Up, _) if back.is_gone() => Step::Stop(State::Closed),
+        (Link::Offered | Link::Up, _) if back == State::Connected => Step::Ready,
+        // The backend has restarted without a word, and waits for rings.
+        (Link::Up, _) if matches!(back, State::Initialising | State::InitWait) => {
+            Step::Stop(State::Initialising)
+        }
+        (Link::Offered | Link::Up, _) => Step::Wait,
+        (Link::None, State::Initialising) if back == State::InitWait => Step::Connect,
+        (Link::None, State::Initialising | State::Unknown) => Step::Wait,
+        (Link::None, State::Closing) if back == State::Connected => Step::Wait,
+        (Link::None, State::Closing) => Step::Write(State::Closed),
+        (Link::None, State::Closed) => match back {
             State::Closed | State::InitWait | State::Initialising if online => {
                 Step::Write(State::Initialising)
             }
             _ => Step::Wait,
         },
         // Connected by the image before, or by whoever started this one.
-        (false, _) => Step::Write(State::Closing),
+        (Link::None, _) => Step::Write(State::Closing),
     }
 }
 
@@ -102,7 +117,7 @@ pub(super) use bus::GATE;
 
 #[cfg(target_os = "hermit")]
 mod bus {
-    use super::{State, Step, step};
+    use super::{Link, State, Step, step};
     use crate::devices::control;
     use crate::devices::netfront::ring::TxFeatures;
     use crate::devices::netfront::{Netfront, Settings, Status};
@@ -341,7 +356,12 @@ mod bus {
                 let online = format!("{}/online", device.backend);
                 let online = self.client.read_number::<u8>(NO, &online);
                 let online = matches!(online, Ok(Some(n)) if n != 0);
-                let next = step(front, back, online, device.status.is_some());
+                let link = match &device.status {
+                    None => Link::None,
+                    Some(_) if device.announced => Link::Up,
+                    Some(_) => Link::Offered,
+                };
+                let next = step(front, back, online, link);
                 let Some(device) = self.devices.get_mut(at) else {
                     break;
                 };
@@ -364,12 +384,12 @@ mod bus {
                             grant::reap(self.token);
                         }
                     }
-                    Step::Stop => {
+                    Step::Stop(state) => {
                         let mut device = self.devices.swap_remove(at);
                         self.stop(&mut device);
                         let path = device.path("state");
                         self.devices.push(device);
-                        self.client.write(NO, &path, &State::Closed.digit())?;
+                        self.client.write(NO, &path, &state.digit())?;
                         // It is the last one now; the others are looked at by their own events.
                         return self.update(self.devices.len() - 1);
                     }
@@ -558,7 +578,7 @@ mod tests {
         front: State,
         back: State,
         online: bool,
-        ours: bool,
+        link: Link,
         /// Its nodes are gone.
         removed: bool,
     }
@@ -584,13 +604,15 @@ mod tests {
 
         /// False when there is nothing to do.
         fn frontend(&mut self) -> bool {
-            match step(self.front, self.back, self.online, self.ours) {
-                Step::Wait | Step::Ready => return false,
+            let before = self.link;
+            match step(self.front, self.back, self.online, self.link) {
+                Step::Wait => return false,
+                Step::Ready => self.link = Link::Up,
                 Step::Write(state) => self.front = state,
-                Step::Connect => (self.front, self.ours) = (State::Connected, true),
-                Step::Stop => (self.front, self.ours) = (State::Closed, false),
+                Step::Connect => (self.front, self.link) = (State::Connected, Link::Offered),
+                Step::Stop(state) => (self.front, self.link) = (state, Link::None),
             }
-            true
+            before != Link::Up || self.link != before
         }
 
         /// Until neither side moves; `order` says who comes first.
@@ -628,25 +650,26 @@ mod tests {
                 State::Closing => State::Closing,
                 other => other,
             };
-            let mut net = Net { front, back, online: true, ours: false, removed: false };
+            let mut net = Net { front, back, online: true, link: Link::None, removed: false };
             net.settle(order);
-            prop_assert!(net.ours && net.front == State::Connected && net.back == State::Connected, "{:?}", net);
+            prop_assert!(net.link == Link::Up && net.front == State::Connected && net.back == State::Connected, "{:?}", net);
             for order in restarts {
-                net.back = State::Closed;
+                // With a word or without.
+                net.back = if order & 4 == 0 { State::Closed } else { State::InitWait };
                 net.settle(order);
-                prop_assert!(net.ours && net.back == State::Connected, "{:?}", net);
+                prop_assert!(net.link == Link::Up && net.back == State::Connected, "{:?}", net);
             }
             net.online = online;
             net.back = State::Closing;
             net.settle(order >> 7);
-            prop_assert_eq!(net.ours, online);
+            prop_assert_eq!(net.link == Link::Up, online);
             prop_assert_eq!(net.removed, !online);
         }
 
         /// No pair of states makes us go round in circles by ourselves.
         #[test]
-        fn we_come_to_rest(f in 0usize..9, b in 0usize..9, online: bool, ours: bool) {
-            let mut net = Net { front: ALL[f], back: ALL[b], online, ours, removed: false };
+        fn we_come_to_rest(f in 0usize..9, b in 0usize..9, online: bool, link in prop_oneof![Just(Link::None), Just(Link::Offered), Just(Link::Up)]) {
+            let mut net = Net { front: ALL[f], back: ALL[b], online, link, removed: false };
             let mut steps = 0;
             while net.frontend() {
                 steps += 1;
