@@ -109,7 +109,9 @@ fn begin() {
     let config = Config::read(&boot::machine().cmdline, |bad| {
         println!("segue: net ignored=\"{bad}\"");
     });
-    start_stack(config, tcp_config(), secret, |line| println!("segue: {line}"));
+    start_stack(config, tcp_config(), secret, |line| {
+        println!("segue: {line}")
+    });
     let bus = move || {
         let mut bus = match Xenbus::start(token, Devices::default()) {
             Ok(bus) => bus,

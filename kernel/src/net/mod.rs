@@ -36,7 +36,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use resolve::ResolveError;
 use stack::Stack;
 
@@ -109,6 +109,10 @@ impl From<nic::SendError> for Error {
 }
 
 static STACK: lock::Mutex<Option<Stack>> = lock::Mutex::new(None);
+/// How many threads want the stack that did not get it at once.
+static WANTED: AtomicU32 = AtomicU32::new(0);
+/// How often the network's thread lets others go first before it goes on itself.
+const COURTESY: u32 = 100;
 /// What the network's thread waits in.
 static WORK: WaitQueue = WaitQueue::new();
 /// Something has happened since the thread last looked.
@@ -143,6 +147,25 @@ pub fn notify() {
     }
 }
 
+fn take() -> lock_api::MutexGuard<'static, lock::Sleeping, Option<Stack>> {
+    STACK.try_lock().unwrap_or_else(|| {
+        WANTED.fetch_add(1, Ordering::Relaxed);
+        let guard = STACK.lock();
+        WANTED.fetch_sub(1, Ordering::Relaxed);
+        guard
+    })
+}
+
+/// Whoever comes first has the lock: without this a flood of frames would keep everybody else out.
+fn let_others_go_first() {
+    for _ in 0..COURTESY {
+        if WANTED.load(Ordering::Relaxed) == 0 {
+            break;
+        }
+        task::yield_now();
+    }
+}
+
 fn run(tell: Tell) {
     loop {
         PENDING.store(false, Ordering::Release);
@@ -168,7 +191,9 @@ fn run(tell: Tell) {
         if answered {
             ANSWERS.wake_all();
         }
-        if !more {
+        if more {
+            let_others_go_first();
+        } else {
             WORK.wait_until(deadline, || PENDING.load(Ordering::Acquire).then_some(()));
         }
     }
@@ -202,7 +227,7 @@ fn describe(stack: &Stack, tell: Tell) {
 
 /// Runs `f` on the stack, and then what that has begun. `None` before the start.
 pub fn with<R>(f: impl FnOnce(&mut Stack, u64) -> R) -> Option<R> {
-    let mut guard = STACK.lock();
+    let mut guard = take();
     let stack = guard.as_mut()?;
     let now = task::now();
     stack.host.now = now;
@@ -224,7 +249,7 @@ pub fn with<R>(f: impl FnOnce(&mut Stack, u64) -> R) -> Option<R> {
 
 /// Runs `f` on the stack, where that changes nothing that would have to be sent or told.
 pub fn look<R>(f: impl FnOnce(&mut Stack) -> R) -> Option<R> {
-    STACK.lock().as_mut().map(f)
+    take().as_mut().map(f)
 }
 
 /// Adds a device; gives the interface's number. The device calls [`notify`].

@@ -5,13 +5,13 @@
 //! sends what it has decided, devices are told once, and sockets whose readiness may have changed
 //! are woken.
 
+use super::Error;
 use super::config::Config;
 use super::host::{Failure, Host};
 use super::ip::Header;
+use super::nic::{Idle, Nic};
 use super::streams::Streams;
 use super::tcp::{self, Engine, IcmpError};
-use super::Error;
-use super::nic::{Idle, Nic};
 use alloc::boxed::Box;
 
 /// Most frames of one device, and most packets to ourselves, in one round.

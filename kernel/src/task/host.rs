@@ -44,3 +44,8 @@ pub fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> std::io::Result<(
     let builder = thread::Builder::new().name(name.into());
     builder.spawn(f).map(drop)
 }
+
+/// Lets other threads run.
+pub fn yield_now() {
+    thread::yield_now();
+}

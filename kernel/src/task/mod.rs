@@ -39,7 +39,7 @@ pub use sys::now;
 #[cfg(target_os = "hermit")]
 pub use on_xen::*;
 #[cfg(not(target_os = "hermit"))]
-pub use sys::spawn;
+pub use sys::{spawn, yield_now};
 
 #[cfg(target_os = "hermit")]
 mod on_xen {

@@ -425,3 +425,78 @@ fn through_the_c_interface() {
         }
     }
 }
+
+/// A device that receives without end, for a while; then it is gone.
+struct Flood {
+    until: Instant,
+    gone: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl crate::net::nic::Nic for Flood {
+    fn caps(&self) -> crate::net::nic::Caps {
+        super::wire::caps(77)
+    }
+    fn send(
+        &mut self,
+        _: &[&[u8]],
+        _: crate::net::nic::TxMeta,
+    ) -> Result<(), crate::net::nic::SendError> {
+        Ok(())
+    }
+    fn tx_ready(&self) -> bool {
+        true
+    }
+    fn receive(
+        &mut self,
+        budget: usize,
+        each: &mut dyn FnMut(&[&[u8]], crate::net::nic::RxMeta),
+    ) -> usize {
+        if Instant::now() >= self.until {
+            return 0;
+        }
+        // SYNs from everywhere to a port that nobody has.
+        for n in 0..budget {
+            let mut f = vec![0xff; 6];
+            f.extend([2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            f.extend([10, 7, n as u8, 1, 255, 255, 255, 255]);
+            f.extend([0; 20]);
+            each(&[&f], Default::default());
+        }
+        budget
+    }
+    fn flush(&mut self) {}
+    fn idle(&mut self, _: u64) -> crate::net::nic::Idle {
+        crate::net::nic::Idle::Gone
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_flood_keeps_nobody_out() {
+    start();
+    let gone = Arc::default();
+    let until = Instant::now() + Duration::from_secs(2);
+    let flood = Flood {
+        until,
+        gone: Arc::clone(&gone),
+    };
+    let number = crate::net::attach(Box::new(flood)).unwrap();
+    crate::net::notify();
+    let mut calls = 0;
+    while Instant::now() < until {
+        let (c, s) = connected();
+        c.write(b"x").unwrap();
+        assert_eq!(receive(&*s, 9), b"x");
+        calls += 1;
+    }
+    assert!(calls > 20, "{calls} in two seconds");
+    while !gone.load(std::sync::atomic::Ordering::Relaxed) {
+        thread::yield_now();
+    }
+    assert!(crate::net::detach(number).is_none());
+}

@@ -45,7 +45,13 @@ impl Queue {
         if let Some(tap) = &mut self.tap {
             tap.push(frame.clone());
         }
-        let f = self.faults;
+        // Who loses three questions for a neighbour in a row is right to give up: not these.
+        let asks = frame[12..14] == [8, 6] || frame[12..14] == [0x86, 0xdd] && frame[20] == 58;
+        let f = if asks {
+            Faults::default()
+        } else {
+            self.faults
+        };
         if self.chance(f.lost) {
             return;
         }

@@ -281,15 +281,11 @@ pub(super) mod tests {
         let mut all = Vec::new();
         for piece in pieces {
             let mut rest = *piece;
-            loop {
-                match decoder.feed(&mut rest)? {
-                    Some(message) => all.push(message),
-                    None => break,
-                }
+            while let Some(message) = decoder.feed(&mut rest)? {
+                all.push(message);
             }
             assert!(rest.is_empty());
         }
-        assert!(all.is_empty() || pieces.iter().any(|p| !p.is_empty()));
         Ok(all)
     }
 
