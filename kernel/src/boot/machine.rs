@@ -93,6 +93,7 @@ pub fn modules() -> &'static [Module] {
 }
 
 pub(crate) fn set_ports(ports: Ports) {
+    ports.note();
     let _ = PORTS.set(ports);
 }
 
