@@ -99,10 +99,9 @@ pub fn random() -> Result<String, String> {
 
 pub fn errors() -> Result<String, String> {
     use std::io::{ErrorKind, Write};
-    use std::os::hermit::io::FromRawFd;
+    use std::os::fd::FromRawFd;
     // SAFETY: there is no such descriptor, which is the point; it is not closed.
-    let mut nothing =
-        std::mem::ManuallyDrop::new(unsafe { std::net::TcpStream::from_raw_fd(4000) });
+    let mut nothing = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(4000) });
     let error = nothing.write(&[1]).map(drop).unwrap_err();
     ensure(error.raw_os_error() == Some(9), || format!("{error:?}"))?;
     let kinds = [

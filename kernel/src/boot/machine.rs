@@ -112,6 +112,7 @@ pub fn modules() -> &'static [Module] {
 }
 
 pub(crate) fn set_ports(ports: Ports) {
+    ports.note();
     let _ = PORTS.set(ports);
 }
 

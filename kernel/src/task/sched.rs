@@ -245,7 +245,8 @@ impl Vcpu {
         }
     }
 
-    /// Starts or ends the watch over the running thread's slice. This vCPU is the calling one.
+    /// Starts or ends the watch over the running thread's slice, and sees to the timer. This vCPU
+    /// is the calling one.
     fn watch_slice(&self, token: Committed, new: bool) {
         if self.length() == 0 {
             self.slice_on.store(false, Ordering::Release);
@@ -253,7 +254,7 @@ impl Vcpu {
             fence(Ordering::SeqCst);
             if self.length() == 0 {
                 self.slice_end.store(NEVER, Ordering::Relaxed);
-                return;
+                return self.arm(token);
             }
         }
         if new || self.slice_end.load(Ordering::Relaxed) == NEVER {
@@ -616,7 +617,6 @@ pub(crate) fn after_upcall(timer: bool) {
         schedule(Leave::Yield);
     } else {
         vcpu.watch_slice(token, false);
-        vcpu.arm(token);
     }
 }
 

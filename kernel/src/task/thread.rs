@@ -326,14 +326,14 @@ impl<'a> KeyAdapter<'a> for TimerAdapter {
     }
 }
 
-/// Puts on a new stack what [`switch`] takes from it; gives the stack pointer.
+/// Puts on a new stack what [`segue_switch`] takes from it; gives the stack pointer.
 ///
 /// # Safety
 /// The 4 KiB below `top` are mapped writable and nobody's.
 unsafe fn first_frame(top: u64) -> u64 {
-    // As `switch` leaves it: MXCSR and x87 control word, six registers, return address; then, so
-    // that the stack is aligned as after a call, one word.
-    let frame: [u64; 9] = [
+    // As `segue_switch` leaves it: MXCSR and x87 control word, six registers, return address; then,
+    // so that the stack is aligned as before a call, two words.
+    let frame: [u64; 10] = [
         0x1f80 | 0x37f << 32,
         0,
         0,
@@ -343,10 +343,11 @@ unsafe fn first_frame(top: u64) -> u64 {
         0,
         segue_thread_start as *const () as u64,
         0,
+        0,
     ];
     let rsp = top - size_of_val(&frame) as u64;
     // SAFETY: the caller's promise.
-    unsafe { core::ptr::with_exposed_provenance_mut::<[u64; 9]>(rsp as usize).write(frame) };
+    unsafe { core::ptr::with_exposed_provenance_mut::<[u64; 10]>(rsp as usize).write(frame) };
     rsp
 }
 

@@ -66,6 +66,15 @@ impl Ports {
         Ok(ports)
     }
 
+    /// Tells upcalls which ports mean one vCPU: before any of them is unmasked or taken over.
+    pub fn note(&self) {
+        for port in self.vcpus.iter().flat_map(|(timer, ipi)| [timer, ipi]) {
+            if let Some(word) = LOCAL.get(port.0 as usize / 64) {
+                word.fetch_or(1 << (port.0 % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Gives a vCPU its ports and unmasks them.
     pub fn enable_on(&self, token: Committed, cpu: &PerCpu) {
         if let Some((timer, ipi)) = self.vcpus.get(cpu.vcpu() as usize) {
@@ -223,9 +232,10 @@ pub(crate) extern "C" fn upcall() {
         let i = words.trailing_zeros() as usize;
         words &= words - 1;
         if let (Some(pending), Some(mask)) = (si.evtchn_pending.get(i), si.evtchn_mask.get(i)) {
-            let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
+            let mine = own_bits(cpu, i) | !LOCAL[i % LOCAL.len()].load(Ordering::Relaxed);
+            let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire) & mine;
             pending.fetch_and(!ready, Ordering::AcqRel);
-            timer |= cpu.timer_port().is_some_and(|p| is_in(p, i, ready));
+            timer |= cpu.timer_port().is_some_and(|p| ready & bit(p, i) != 0);
             dispatch(i, ready);
         }
     }
@@ -249,9 +259,17 @@ fn dispatch(word: usize, mut bits: u64) {
     }
 }
 
-/// Whether `port` is among the bits `ready` of word `word`.
-fn is_in(port: Port, word: usize, ready: u64) -> bool {
-    port.0 as usize / 64 == word && ready >> (port.0 % 64) & 1 == 1
+/// Ports that mean one vCPU, by word: another one that looks at the same word leaves them alone.
+static LOCAL: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+/// `port`'s bit in word `word`, 0 if it is in another.
+fn bit(port: Port, word: usize) -> u64 {
+    u64::from(port.0 as usize / 64 == word) << (port.0 % 64)
+}
+
+fn own_bits(cpu: &PerCpu, word: usize) -> u64 {
+    let ports = [cpu.timer_port(), cpu.ipi_port()];
+    ports.into_iter().flatten().fold(0, |bits, p| bits | bit(p, word))
 }
 
 /// Number of ports that are bound, counted by asking Xen (`EVTCHNOP_status`); for audits.
