@@ -1,4 +1,4 @@
-//! Files by path, and directories: the calls of `crate::fs`.
+//! Files by path: the calls of `crate::fs`. Those by descriptor are in `io.rs`.
 
 use crate::abi::errno::Errno;
 use crate::abi::fd::{self, Stat};
@@ -74,15 +74,4 @@ unsafe extern "C" fn sys_stat(path: *const c_char, out: *mut Stat) -> i32 {
 unsafe extern "C" fn sys_lstat(path: *const c_char, out: *mut Stat) -> i32 {
     // SAFETY: std passes a C string and a place for a stat.
     unsafe { stat_to(path, out, fs::lstat) }
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn sys_getdents64(fd: i32, buf: *mut u8, len: usize) -> i64 {
-    if buf.is_null() {
-        return -i64::from(Errno::EFAULT.0);
-    }
-    // SAFETY: std passes a buffer of `len` initialised bytes, used by nobody else.
-    let buf = unsafe { core::slice::from_raw_parts_mut(buf, len) };
-    let result = fd::get(fd).and_then(|object| object.read_dir(buf));
-    result.map_or_else(|error| -i64::from(error.0), |len| len as i64)
 }
