@@ -227,7 +227,6 @@ impl<'a> Replace<'a> {
 /// no trial.
 pub fn commit() {
     adopt::commit();
-    kernel::net::device::start();
 }
 
 /// Whether this image is on trial.

@@ -130,6 +130,12 @@ unsafe extern "C" fn sys_fstat(fd: i32, stat: *mut Stat) -> i32 {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn sys_getdents64(fd: i32, buf: *mut u8, len: usize) -> i64 {
+    // SAFETY: std passes a buffer.
+    answer(fd::get(fd).and_then(|o| o.read_dir(unsafe { bytes_mut(buf, len) }?))) as i64
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn sys_ioctl(fd: i32, command: i32, argument: *mut c_void) -> i32 {
     answer_int(match command {
         FIONBIO if argument.is_null() => Err(Errno::EFAULT),
