@@ -133,6 +133,7 @@ pub struct Guest {
     kernel: PathBuf,
     module: Option<PathBuf>,
     cmdline: String,
+    extra: Vec<String>,
     alone: bool,
 }
 
@@ -149,6 +150,7 @@ impl Guest {
             },
             module: None,
             cmdline: String::new(),
+            extra: Vec::new(),
             alone: vcpus > 4,
         }
     }
@@ -172,6 +174,13 @@ impl Guest {
         self
     }
 
+    /// With a network device on the lab's bridge, and this address.
+    pub fn network(mut self, address: &str) -> Guest {
+        self.extra.push("vif=['bridge=xenbr0']".into());
+        self.cmdline.insert_str(0, &format!("segue.ip={address} "));
+        self
+    }
+
     /// While no other domain runs.
     pub fn alone(mut self) -> Guest {
         self.alone = true;
@@ -190,6 +199,7 @@ impl Guest {
         config.cmdline.clone_from(&self.cmdline);
         config.memory_mib = self.memory_mib;
         config.vcpus = self.vcpus;
+        config.extra.clone_from(&self.extra);
         let domain = xen.host().create(&config)?;
         Ok(Running {
             domain,
@@ -347,7 +357,7 @@ pub fn events<'a, 'b>(
 }
 
 /// The last lines, for a message.
-fn tail(lines: &[Line]) -> String {
+pub fn tail(lines: &[Line]) -> String {
     if lines.is_empty() {
         return "(it printed nothing)".into();
     }

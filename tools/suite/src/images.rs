@@ -35,6 +35,10 @@ pub struct Images {
     pub sentinel: Image,
     /// Tries all that can go wrong.
     pub gauntlet: Image,
+    /// Drives threads, locks and clocks by std's interface.
+    pub stdtest: Image,
+    /// The web server.
+    pub httpd: Image,
 }
 
 impl Images {
@@ -46,6 +50,8 @@ impl Images {
         let hello = image("hello", None, &[], out)?;
         let sentinel = image("sentinel", None, &[], out)?;
         let gauntlet = image("gauntlet", None, &[], out)?;
+        let stdtest = image("stdtest", None, &[], out)?;
+        let httpd = image("httpd", None, &[], out)?;
         let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
         let clock = image("clock", None, &[], out)?;
         let clock_bundles = out.join("clock.bundles");
@@ -66,17 +72,21 @@ impl Images {
             clock_bundles,
             sentinel,
             gauntlet,
+            stdtest,
+            httpd,
         })
     }
 
     /// Each of them.
-    pub fn all(&self) -> [&Image; 5] {
+    pub fn all(&self) -> [&Image; 7] {
         [
             &self.hello,
             &self.clock,
             &self.clock_next,
             &self.sentinel,
             &self.gauntlet,
+            &self.stdtest,
+            &self.httpd,
         ]
     }
 }

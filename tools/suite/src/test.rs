@@ -223,6 +223,16 @@ fn cases() -> Vec<Case> {
             }));
         }
     }
+    for (kind, vcpus) in [(Kind::Hvm, 2), (Kind::Pvh, 1), (Kind::Pvh, 4)] {
+        all.push(case(format!("std::{kind}_{vcpus}"), move |s| {
+            std_app(s, kind, vcpus)
+        }));
+    }
+    for (kind, address) in [(Kind::Hvm, "10.0.0.21"), (Kind::Pvh, "10.0.0.22")] {
+        all.push(case(format!("net::{kind}_httpd"), move |s| {
+            web_server(s, kind, address)
+        }));
+    }
     all.extend([
         case(
             "switch::hypercalls_are_the_same_for_2_and_8_vcpus",
@@ -489,6 +499,46 @@ fn hang(s: &Shared, kind: Kind) -> Result<()> {
     let guest = Guest::new(image, kind, 1).module(&image.bundle);
     let run = guest.cmdline("-- --hang").run(&s.xen)?;
     run.ended(EndReason::Watchdog)
+}
+
+/// std's threads, locks, clocks and the rest.
+fn std_app(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
+    let run = Guest::new(&s.images.stdtest, kind, vcpus).run(&s.xen)?;
+    let mut count = 0;
+    for check in run.events("stdtest: name=") {
+        run.explain(check.is("outcome", "ok"))?;
+        count += 1;
+    }
+    run.explain(run.one("stdtest: done ")?.is("failed", 0))?;
+    run.check(count >= 30, || format!("only {count} checks"))?;
+    powered_off(&run)
+}
+
+/// A ping and a page through netback, netfront and the whole stack.
+fn web_server(s: &Shared, kind: Kind, address: &str) -> Result<()> {
+    let guest = Guest::new(&s.images.httpd, kind, 2).network(&format!("{address}/24 --"));
+    let mut domain = guest.start(&s.xen)?;
+    loop {
+        let line = domain.next_line()?;
+        let line = line.context("the domain ended without a network")?;
+        if line.text.starts_with("segue: net interface=0 ") && line.text.contains(address) {
+            break;
+        }
+    }
+    let command = format!(
+        "busybox ping -c 3 -w 60 {address} && busybox wget -T 60 -qO- http://{address}/metrics"
+    );
+    let output = s.xen.host().exec(&command)?;
+    let lines = domain.stop()?;
+    ensure!(
+        output.status == 0
+            && output.stdout.contains(" 0% packet loss")
+            && output.stdout.contains("\nsegue_generation 1\n"),
+        "it answered:\n{}\nand its console says:\n{}",
+        output.stdout,
+        crate::guest::tail(&lines)
+    );
+    Ok(())
 }
 
 /// What to do, and what the report calls it.

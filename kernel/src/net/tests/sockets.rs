@@ -457,7 +457,9 @@ impl crate::net::nic::Nic for Flood {
         // SYNs from everywhere to a port that nobody has.
         for n in 0..budget {
             let mut f = vec![0xff; 6];
-            f.extend([2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            f.extend([
+                2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0,
+            ]);
             f.extend([10, 7, n as u8, 1, 255, 255, 255, 255]);
             f.extend([0; 20]);
             each(&[&f], Default::default());

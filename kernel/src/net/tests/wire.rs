@@ -47,11 +47,7 @@ impl Queue {
         }
         // Who loses three questions for a neighbour in a row is right to give up: not these.
         let asks = frame[12..14] == [8, 6] || frame[12..14] == [0x86, 0xdd] && frame[20] == 58;
-        let f = if asks {
-            Faults::default()
-        } else {
-            self.faults
-        };
+        let f = if asks { Faults::default() } else { self.faults };
         if self.chance(f.lost) {
             return;
         }
