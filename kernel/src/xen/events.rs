@@ -130,7 +130,10 @@ fn bit(port: Port, word: usize) -> u64 {
 
 fn own_bits(cpu: &PerCpu, word: usize) -> u64 {
     let ports = [cpu.timer_port(), cpu.ipi_port()];
-    ports.into_iter().flatten().fold(0, |bits, p| bits | bit(p, word))
+    ports
+        .into_iter()
+        .flatten()
+        .fold(0, |bits, p| bits | bit(p, word))
 }
 
 /// Number of ports that are bound, counted by asking Xen (`EVTCHNOP_status`); for audits.
