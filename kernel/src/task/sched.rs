@@ -35,7 +35,7 @@ const SLICE_NS: u64 = 10_000_000;
 /// How long an idle vCPU looks for work before it sleeps, in ns: less than going to sleep and being
 /// woken costs.
 const POLL_NS: u64 = 20_000;
-/// One pick in so many goes to the lowest priority that waits.
+/// One pick in so many does not look for the highest priority.
 const FAIR: u32 = 16;
 /// No time.
 const NEVER: u64 = u64::MAX;
@@ -186,8 +186,7 @@ impl Vcpu {
             .fetch_sub(usize::from(movable), Ordering::Release);
     }
 
-    /// The next thread of at least this priority; now and then, of whatever has waited longest
-    /// among the lowest.
+    /// The next thread of at least this priority; now and then one of any priority.
     fn pop(&self, least: Priority) -> Option<Arc<Thread>> {
         if self.length() == 0 {
             return None;
@@ -195,7 +194,11 @@ impl Vcpu {
         let mut queue = self.queue.lock();
         queue.picks = queue.picks.wrapping_add(1);
         let thread = if queue.picks.is_multiple_of(FAIR) {
-            queue.lists.iter_mut().find_map(LinkedList::pop_front)
+            // Each priority comes first in turn, so that none keeps another from running for ever.
+            let first = (queue.picks / FAIR) as usize % Priority::COUNT;
+            let (before, from) = queue.lists.split_at_mut(first);
+            let mut lists = from.iter_mut().chain(before);
+            lists.find_map(LinkedList::pop_front)
         } else {
             let lists = queue.lists.iter_mut().skip(least as usize);
             lists.rev().find_map(LinkedList::pop_front)
