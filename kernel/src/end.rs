@@ -50,7 +50,7 @@ pub fn panic(location: Option<&core::panic::Location<'_>>, message: &dyn core::f
     let message = crate::xen::console::Escaped(message);
     let thread = crate::task::Name;
     emergency_println!(
-        "segue: panic generation={generation} thread={thread} at={at} message=\"{message}\""
+        "segue: panic generation={generation} at={at} message=\"{message}\" thread={thread}"
     );
     end(ShutdownReason::Crash)
 }

@@ -293,6 +293,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     });
 
     // 6. Events, then the other vCPUs.
+    shared_info::set_vcpus(vcpus);
     let ports = Ports::bind(token, vcpus).map_err(|e| StartError::Xen("event channels", e))?;
     boot::set_ports(ports);
     sched::init(&workspace);

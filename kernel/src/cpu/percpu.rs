@@ -29,6 +29,7 @@ pub struct Counters {
 pub struct PerCpu {
     this: Cell<*const PerCpu>,
     vcpu: Cell<u32>,
+    turn: Cell<u64>,
     apic_id: Cell<u32>,
     hypercalls: AtomicU64,
     exits: AtomicU64,
@@ -51,6 +52,7 @@ impl PerCpu {
         Self {
             this: Cell::new(core::ptr::null()),
             vcpu: Cell::new(0),
+            turn: Cell::new(0),
             apic_id: Cell::new(0),
             hypercalls: AtomicU64::new(0),
             exits: AtomicU64::new(0),
@@ -70,6 +72,7 @@ impl PerCpu {
     pub unsafe fn install(&'static self, vcpu: u32) {
         self.this.set(self);
         self.vcpu.set(vcpu);
+        self.turn.set(u64::from(vcpu));
         GsBase::write(VirtAddr::from_ptr(self));
     }
 
@@ -77,6 +80,11 @@ impl PerCpu {
     #[inline]
     pub fn vcpu(&self) -> u32 {
         self.vcpu.get()
+    }
+
+    /// Something else runs on this vCPU from here on, or shared_info may have moved: see [`turn`].
+    pub(crate) fn next_turn(&self) {
+        self.turn.set(self.turn.get().wrapping_add(MAX as u64));
     }
 
     /// The id of its local APIC.
@@ -169,19 +177,20 @@ pub fn this() -> &'static PerCpu {
     }
 }
 
-/// Xen's number of the calling vCPU: `this().vcpu()` in one load.
+/// The calling vCPU's number, modulo [`MAX`], and above it a count of turns. The same before and
+/// after means: the same vCPU, nothing else ran on it in between, and shared_info did not move.
 #[inline]
 #[must_use]
-pub fn vcpu() -> u32 {
-    let vcpu: u32;
+pub fn turn() -> u64 {
+    let turn: u64;
     // SAFETY: as in `this`; the field is at that offset.
     unsafe {
         core::arch::asm!(
-            "mov {:e}, gs:[{offset}]", out(reg) vcpu, offset = const core::mem::offset_of!(PerCpu, vcpu),
+            "mov {}, gs:[{at}]", out(reg) turn, at = const core::mem::offset_of!(PerCpu, turn),
             options(nostack, readonly, preserves_flags),
         );
     }
-    vcpu
+    turn
 }
 
 /// The running thread, null before there is one. One instruction: right also for a thread that is

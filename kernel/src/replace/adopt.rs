@@ -185,6 +185,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     // Here, where there is time and memory for it: after the commit every vCPU schedules at once.
     sched::init(&workspace);
     hypercall::init(vmmcall != 0);
+    shared_info::set_vcpus(workspace.vcpus());
     shared_info::continue_after(park.baton().clock.load(Ordering::Relaxed));
     stamp(&park, Phase::Jump);
 

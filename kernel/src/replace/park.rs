@@ -834,6 +834,8 @@ pub(crate) extern "C" fn park_interrupt() {
                 .add(cpu.vcpu() as usize);
             enter(ptr, slot);
             reload_tables();
+            // shared_info may have moved, there and back.
+            cpu.next_turn();
         }
     }
     slot.state.store(0, Ordering::Release);

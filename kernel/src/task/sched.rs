@@ -122,13 +122,6 @@ pub(super) fn this_thread() -> Option<&'static Thread> {
     unsafe { percpu::current_thread().as_ref() }
 }
 
-/// How often the calling thread has begun to run, anywhere: the same before and after means that
-/// nothing in between happened on another vCPU.
-#[inline]
-pub fn switches() -> u64 {
-    this_thread().map_or(0, |t| t.switches.load(Ordering::Relaxed))
-}
-
 /// A counted reference to the calling thread.
 pub(super) fn this_handle() -> Option<Arc<Thread>> {
     let ptr = percpu::current_thread();
@@ -456,7 +449,7 @@ fn switch_to(token: Committed, vcpu: &Vcpu, me: &Thread, next: Arc<Thread>, leav
         next.forget_guard();
     }
     next.on_cpu.store(true, Ordering::Relaxed);
-    next.switches.fetch_add(1, Ordering::Relaxed);
+    cpu.next_turn();
     vcpu.running.store(next.priority() as u8, Ordering::Relaxed);
     let fs = next.fs.load(Ordering::Relaxed);
     if fs != 0 {

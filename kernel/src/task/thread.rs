@@ -133,8 +133,6 @@ pub struct Thread {
     pub(super) vcpu: AtomicU32,
     /// A vCPU runs it, or has not yet saved it.
     pub(super) on_cpu: AtomicBool,
-    /// How often it began to run.
-    pub(super) switches: AtomicU64,
     /// Stack pointer while it does not run.
     pub(super) rsp: UnsafeCell<u64>,
     /// FS.base while it runs.
@@ -201,7 +199,6 @@ impl Thread {
             pinned: AtomicU32::new(options.vcpu.unwrap_or(NOWHERE)),
             vcpu: AtomicU32::new(NOWHERE),
             on_cpu: AtomicBool::new(false),
-            switches: AtomicU64::new(0),
             rsp: UnsafeCell::new(0),
             fs: AtomicU64::new(0),
             errno: AtomicI32::new(0),

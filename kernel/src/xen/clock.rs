@@ -74,6 +74,26 @@ impl Monotonic {
         }
     }
 
+    /// As [`clamp`](Self::clamp), where interrupts may come in between but no other processor does.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub fn clamp_alone(&self, ns: u64) -> u64 {
+        let last = self.0.load(Ordering::Relaxed);
+        let (new, seen) = (ns.max(last), last);
+        let seen_now: u64;
+        // SAFETY: the instruction changes this atomic only; without a lock prefix it is atomic
+        // towards whatever else this processor runs, which is all that the caller promises.
+        unsafe {
+            core::arch::asm!("cmpxchg [{}], {}", in(reg) self.0.as_ptr(), in(reg) new,
+                inout("rax") seen => seen_now, options(nostack));
+        }
+        if seen_now == last {
+            new
+        } else {
+            self.clamp(ns)
+        }
+    }
+
     /// The last value returned, in ns.
     #[must_use]
     pub fn last(&self) -> u64 {
@@ -133,5 +153,7 @@ mod tests {
             [5, 5, 9, 9]
         );
         assert_eq!(m.last(), 9);
+        assert_eq!([m.clamp_alone(8), m.clamp_alone(11)], [9, 11]);
+        assert_eq!(m.last(), 11);
     }
 }

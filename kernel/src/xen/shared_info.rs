@@ -5,9 +5,8 @@
 
 use crate::cpu::percpu;
 use crate::memory::Gfn;
-use crate::task::sched;
 use crate::xen::clock::{Monotonic, TimeInfo};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// vCPUs that have a `vcpu_info` in shared_info (`XEN_LEGACY_MAX_VCPUS`).
 pub const MAX_VCPUS: usize = 32;
@@ -92,6 +91,8 @@ const _: () = {
 /// shared_info; null before it is mapped.
 static HOME: AtomicPtr<SharedInfo> = AtomicPtr::new(core::ptr::null_mut());
 static MONOTONIC: Monotonic = Monotonic::new();
+/// The domain has one vCPU.
+static ALONE: AtomicBool = AtomicBool::new(false);
 
 /// Tells where shared_info is now.
 ///
@@ -116,17 +117,14 @@ pub fn vcpu_info(vcpu: u32) -> Option<&'static VcpuInfo> {
 }
 
 /// A consistent copy of the calling vCPU's time info, and the time stamp counter read with it: a
-/// vCPU that goes to another CPU in between gets a new version. The loop ends: Xen's writes are
-/// short, and a move of shared_info changes `HOME`.
+/// vCPU that goes to another CPU in between gets a new version, a thread that goes to another vCPU
+/// and a vCPU that was parked, when shared_info may have moved, another turn. The loop ends: Xen's
+/// writes are short.
 #[inline]
 fn time_info() -> Option<(TimeInfo, u64)> {
     loop {
-        let home = HOME.load(Ordering::Acquire);
-        // A thread that is moved in between reads one vCPU's scale and another one's counter.
-        let switches = sched::switches();
-        // SAFETY: as in `get`.
-        let si = unsafe { home.as_ref() }?;
-        let time = &si.vcpu_info[percpu::vcpu() as usize % MAX_VCPUS].time;
+        let turn = percpu::turn();
+        let time = &get()?.vcpu_info[turn as usize % MAX_VCPUS].time;
         let version = time.version.load(Ordering::Acquire);
         let scale = time.scale.load(Ordering::Relaxed);
         let info = TimeInfo {
@@ -139,8 +137,7 @@ fn time_info() -> Option<(TimeInfo, u64)> {
         core::sync::atomic::fence(Ordering::Acquire);
         if version & 1 == 0
             && time.version.load(Ordering::Relaxed) == version
-            && HOME.load(Ordering::Relaxed) == home
-            && sched::switches() == switches
+            && percpu::turn() == turn
         {
             return Some((info, tsc));
         }
@@ -162,7 +159,17 @@ pub fn rdtsc() -> u64 {
 /// there. No exit, no lock.
 #[inline]
 pub fn now() -> u64 {
-    MONOTONIC.clamp(unclamped())
+    let ns = unclamped();
+    if ALONE.load(Ordering::Relaxed) {
+        MONOTONIC.clamp_alone(ns)
+    } else {
+        MONOTONIC.clamp(ns)
+    }
+}
+
+/// Tells how many vCPUs the domain has, before any other one starts.
+pub(crate) fn set_vcpus(vcpus: u32) {
+    ALONE.store(vcpus == 1, Ordering::Relaxed);
 }
 
 /// System time as this vCPU's clock has it, not made monotonic, in ns: for tests, which could not

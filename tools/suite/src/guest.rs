@@ -176,7 +176,8 @@ impl Guest {
 
     /// With a network device on the lab's bridge, and this address.
     pub fn network(mut self, address: &str) -> Guest {
-        self.extra.push("vif=['bridge=xenbr0']".into());
+        // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
+        self.extra.push("vif=['type=vif,bridge=xenbr0']".into());
         self.cmdline.insert_str(0, &format!("segue.ip={address} "));
         self
     }
