@@ -44,33 +44,37 @@ fn poll(fds: &mut [pollfd], timeout_ms: i32) -> usize {
         .ok()
         .map(|ms| task::now().saturating_add(ms * 1_000_000));
     let objects: Vec<Option<Arc<dyn Object>>> = fds.iter().map(|p| fd::get(p.fd).ok()).collect();
-    let queues = || objects.iter().flatten().filter_map(|o| o.waiters());
+    let queues = || {
+        let all = objects.iter().enumerate();
+        all.filter_map(|(i, o)| Some((i, o.as_ref()?.waiters()?)))
+    };
+    let expired = || deadline.is_some_and(|d| task::now() >= d);
     loop {
         let count = look(fds, &objects);
-        if count > 0 || deadline.is_some_and(|d| task::now() >= d) {
+        if count > 0 || expired() {
             return count;
         }
         let Some(me) = sys::current() else {
             return 0;
         };
         // On all queues first; then a look, so that nothing that happens after it is missed.
-        let tickets: Vec<u64> = queues().map(|q| q.enroll(me.clone())).collect();
-        let mut count = look(fds, &objects);
-        while count == 0 && deadline.is_none_or(|d| task::now() < d) {
-            if queues().zip(&tickets).any(|(q, t)| !q.is_waiting(*t)) {
-                break;
-            }
+        let tickets: Vec<u64> = queues().map(|(_, q)| q.enroll(me.clone())).collect();
+        let none = look(fds, &objects) == 0;
+        while none && !expired() && queues().zip(&tickets).all(|((_, q), t)| q.is_waiting(*t)) {
             sys::park(deadline);
         }
-        for (queue, ticket) in queues().zip(&tickets) {
-            // A wake of one that came here may be needed elsewhere, too.
-            if !queue.leave(*ticket) {
+        let count = look(fds, &objects);
+        let ends = count > 0 || expired();
+        for ((i, queue), ticket) in queues().zip(&tickets) {
+            let ready = fds.get(i).is_some_and(|p| p.revents != 0);
+            // A wake of one that came here and is not used: for somebody else. Not while this
+            // goes on waiting, or two would wake each other for ever.
+            if !queue.leave(*ticket) && ends && !ready {
                 queue.wake_one();
             }
         }
-        count = look(fds, &objects).max(count);
-        if count > 0 {
-            return look(fds, &objects);
+        if ends {
+            return count;
         }
     }
 }
