@@ -247,13 +247,13 @@ pub fn refuse(why: &str) -> ! {
 /// Threads that stay on one vCPU.
 pub mod vcpu {
     use crate::kernel::cpu::smp;
-    pub use smp::RunError;
+    pub use smp::{Job, RunError};
 
     /// Runs `job(argument)` on a vCPU, one job at a time on each.
     ///
     /// # Errors
     /// See [`RunError`].
-    pub fn start(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
+    pub fn start(vcpu: u32, job: fn(u64), argument: u64) -> Result<Job, RunError> {
         smp::run_on(vcpu, job, argument)
     }
 

@@ -16,8 +16,6 @@ static SKEW: AtomicU64 = AtomicU64::new(0);
 const MAX_SKEW: u64 = 500_000_000;
 /// That, and what `--ahead` has set the clock forward.
 static ALLOWED: AtomicU64 = AtomicU64::new(0);
-/// vCPUs that have read the clock.
-static READ: AtomicU64 = AtomicU64::new(0);
 
 fn main() {
     let every = Duration::from_millis(argument("--every").unwrap_or(1000));
@@ -32,12 +30,13 @@ fn main() {
     ALLOWED.store(MAX_SKEW + ahead * 1_000_000 * generation, Ordering::Relaxed);
     // Every vCPU: not before the time that the image before passed on.
     let me = segue::vcpu::current();
-    for vcpu in (0..segue::vcpus()).filter(|v| *v != me) {
-        segue::vcpu::start(vcpu, compare, since).expect("an idle vCPU");
-    }
+    let jobs: Vec<_> = (0..segue::vcpus())
+        .filter(|v| *v != me)
+        .map(|v| segue::vcpu::start(v, compare, since).expect("an idle vCPU"))
+        .collect();
     compare(since);
-    while READ.load(Ordering::Acquire) < u64::from(segue::vcpus()) {
-        std::hint::spin_loop();
+    for job in jobs {
+        job.join();
     }
     let backward = backward + BACKWARD.load(Ordering::Relaxed);
 
@@ -89,7 +88,6 @@ fn compare(since: u64) {
         }
         last = now;
     }
-    READ.fetch_add(1, Ordering::Release);
 }
 
 /// The value behind a word of the command line.

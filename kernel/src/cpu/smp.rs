@@ -244,11 +244,23 @@ fn halt() -> ! {
 /// vCPUs that have a job.
 static JOBS: AtomicU32 = AtomicU32::new(0);
 
+/// A job on a vCPU ([`run_on`]). It goes on if this is dropped.
+#[derive(Debug)]
+pub struct Job(task::Tid);
+
+impl Job {
+    /// Waits until the job has ended and its memory is free again.
+    pub fn join(self) {
+        // A job that joins itself has no end to wait for.
+        let _ = task::join(self.0);
+    }
+}
+
 /// Has a vCPU run `job(argument)`, in a thread that stays there.
 ///
 /// # Errors
 /// See [`RunError`].
-pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
+pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<Job, RunError> {
     if vcpu >= online() {
         return Err(RunError::NoVcpu);
     }
@@ -264,15 +276,13 @@ pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<(), RunError> {
         job(argument);
         JOBS.fetch_and(!bit, Ordering::AcqRel);
     };
-    task::spawn_with("job", options, run)
-        .map(drop)
-        .map_err(|e| {
-            JOBS.fetch_and(!bit, Ordering::AcqRel);
-            match e {
-                Errno::ENOMEM => RunError::NoMemory,
-                _ => RunError::NoVcpu,
-            }
-        })
+    task::spawn_with("job", options, run).map(Job).map_err(|e| {
+        JOBS.fetch_and(!bit, Ordering::AcqRel);
+        match e {
+            Errno::ENOMEM => RunError::NoMemory,
+            _ => RunError::NoVcpu,
+        }
+    })
 }
 
 /// Why a job was not taken.
