@@ -6,10 +6,10 @@
 #
 #   build.sh ROOT OUT PARTS
 #     ROOT   the installed root file system
-#     OUT    where to leave: xen, vmlinuz, initrd.img, root.ext4
-#     PARTS  directory with: boot, initrd-init, inittab, sshd_config, id.pub,
-#            ssh_host_ed25519_key, packages.download, modules.keep,
-#            modules.initrd, image.mib
+#     OUT    where to leave: xen, vmlinuz, initrd.img, linux.img, root.ext4
+#     PARTS  directory with: boot, initrd-init, linux-init, inittab, sshd_config,
+#            id.pub, ssh_host_ed25519_key, packages.download, modules.keep,
+#            modules.initrd, modules.linux, programs.linux, image.mib
 set -eu
 
 root=$1
@@ -57,21 +57,36 @@ mv "$downloads/lib/modules/$version" "$root/lib/modules/$version"
 rm -rf "$downloads"
 chroot "$root" depmod "$version"
 
-# The initrd: busybox, the modules that reach the root disk, one script.
-initrd=$root/var/tmp/segue-initrd
-mkdir -p "$initrd/bin" "$initrd/modules" "$initrd/dev" "$initrd/proc" "$initrd/sys" "$initrd/root"
-cp "$root/bin/busybox" "$initrd/bin/busybox"
-while read -r module; do
-    chroot "$root" modprobe -S "$version" --show-depends "$module"
-done <"$parts/modules.initrd" | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$initrd/list"
-while read -r path; do
-    cp "$root$path" "$initrd/modules/"
-    echo "${path##*/}"
-done <"$initrd/list" >"$initrd/modules/order"
-rm "$initrd/list"
-install -m 755 "$parts/initrd-init" "$initrd/init"
-chroot "$root" sh -c 'cd /var/tmp/segue-initrd && busybox find . | busybox cpio -o -H newc 2>/dev/null' >"$out/initrd.img"
-rm -rf "$initrd"
+# An initrd: busybox, modules in the order to load them in, programs with their
+# libraries, one script.
+#   make_initrd MODULES INIT RESULT [PROGRAMS]
+make_initrd() {
+    initrd=$root/var/tmp/segue-initrd
+    mkdir -p "$initrd/bin" "$initrd/modules" "$initrd/dev" "$initrd/proc" "$initrd/sys" "$initrd/root"
+    cp "$root/bin/busybox" "$initrd/bin/busybox"
+    while read -r module; do
+        chroot "$root" modprobe -S "$version" --show-depends "$module"
+    done <"$1" | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$initrd/list"
+    while read -r path; do
+        cp "$root$path" "$initrd/modules/"
+        echo "${path##*/}"
+    done <"$initrd/list" >"$initrd/modules/order"
+    rm "$initrd/list"
+    if [ -n "${4:-}" ]; then
+        while read -r program; do
+            echo "$program"
+            chroot "$root" ldd "$program" | grep -o '/[^ ]*'
+        done <"$4" | sort -u | while read -r file; do
+            mkdir -p "$initrd${file%/*}"
+            cp -L "$root$file" "$initrd$file"
+        done
+    fi
+    install -m 755 "$2" "$initrd/init"
+    chroot "$root" sh -c 'cd /var/tmp/segue-initrd && busybox find . | busybox cpio -o -H newc 2>/dev/null' >"$3"
+    rm -rf "$initrd"
+}
+make_initrd "$parts/modules.initrd" "$parts/initrd-init" "$out/initrd.img"
+make_initrd "$parts/modules.linux" "$parts/linux-init" "$out/linux.img" "$parts/programs.linux"
 
 # What is the lab's own in the root file system.
 install -D -m 755 "$parts/boot" "$root/segue/boot"

@@ -21,7 +21,8 @@ use crate::setup::{ensure_host_tools, host_command};
 /// Debian's release the lab is made from.
 const SUITE: &str = "bookworm";
 
-/// Packages installed in dom0.
+/// Packages installed in dom0: what runs domains, the clients that tests and benchmarks talk to
+/// them with, and the servers of the Linux domain that ours are compared with.
 const DOM0_PACKAGES: &[&str] = &[
     "bridge-utils",
     "busybox-static",
@@ -31,6 +32,17 @@ const DOM0_PACKAGES: &[&str] = &[
     "qemu-system-xen",
     "xen-utils-4.17",
     "xenstore-utils",
+    // Clients.
+    "curl",
+    "hping3",
+    "iperf3",
+    "iputils-ping",
+    "redis-tools",
+    "tcpdump",
+    "wrk",
+    // Servers.
+    "nginx",
+    "redis-server",
 ];
 
 /// Packages only unpacked; the kernel that `linux-image-amd64` names is added.
@@ -61,6 +73,16 @@ const MODULES: &[&str] = &[
     "net",
 ];
 
+/// Modules that the Linux domU needs.
+const LINUX_MODULES: &[&str] = &["xen-netfront"];
+
+/// Programs that the Linux domU has, besides busybox.
+const LINUX_PROGRAMS: &[&str] = &[
+    "/usr/sbin/nginx",
+    "/usr/bin/redis-server",
+    "/usr/bin/iperf3",
+];
+
 /// Size of the root disk; the file is sparse.
 const ROOT_MIB: u64 = 2048;
 
@@ -69,6 +91,7 @@ const PARTS: &[(&str, &str)] = &[
     ("build.sh", include_str!("../dom0/build.sh")),
     ("boot", include_str!("../dom0/boot")),
     ("initrd-init", include_str!("../dom0/initrd-init")),
+    ("linux-init", include_str!("../dom0/linux-init")),
     ("inittab", include_str!("../dom0/inittab")),
     ("sshd_config", include_str!("../dom0/sshd_config")),
 ];
@@ -102,6 +125,12 @@ impl Image {
         self.dir.join("initrd.img")
     }
 
+    /// The initrd of the Linux domU that images are compared with: all it runs is in there.
+    #[must_use]
+    pub fn linux_initrd(&self) -> PathBuf {
+        self.dir.join("linux.img")
+    }
+
     /// dom0's root disk.
     #[must_use]
     pub fn root_disk(&self) -> PathBuf {
@@ -127,11 +156,14 @@ impl Image {
 /// Everything the result depends on, as one text.
 fn recipe() -> String {
     let mut text = format!(
-        "suite {SUITE}\ninstalled {}\nunpacked {}\ninitrd {}\nmodules {}\nroot {ROOT_MIB}\n",
+        "suite {SUITE}\ninstalled {}\nunpacked {}\ninitrd {}\nmodules {}\nroot {ROOT_MIB}\n\
+         linux {} {}\n",
         DOM0_PACKAGES.join(" "),
         UNPACKED_PACKAGES.join(" "),
         INITRD_MODULES.join(" "),
         MODULES.join(" "),
+        LINUX_MODULES.join(" "),
+        LINUX_PROGRAMS.join(" "),
     );
     for (name, content) in PARTS {
         text.push_str(&format!("file {name} {}\n{content}", content.len()));
@@ -240,6 +272,8 @@ fn write_parts(parts: &Path) -> Result<()> {
     write(&parts.join("packages.download"), &lines(UNPACKED_PACKAGES))?;
     write(&parts.join("modules.initrd"), &lines(INITRD_MODULES))?;
     write(&parts.join("modules.keep"), &lines(MODULES))?;
+    write(&parts.join("modules.linux"), &lines(LINUX_MODULES))?;
+    write(&parts.join("programs.linux"), &lines(LINUX_PROGRAMS))?;
     write(&parts.join("image.mib"), &ROOT_MIB.to_string())
 }
 

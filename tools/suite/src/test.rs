@@ -525,9 +525,7 @@ fn web_server(s: &Shared, kind: Kind, address: &str) -> Result<()> {
             break;
         }
     }
-    let command = format!(
-        "busybox ping -c 3 -w 60 {address} && busybox wget -T 60 -qO- http://{address}/metrics"
-    );
+    let command = format!("ping -c 3 -w 60 {address} && curl -sS -m 60 http://{address}/metrics");
     let output = s.xen.host().exec(&command)?;
     let lines = domain.stop()?;
     ensure!(
