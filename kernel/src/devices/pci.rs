@@ -14,8 +14,8 @@ const XEN_PLATFORM: (u16, u16) = (0x5853, 0x0001);
 const NO_DEVICE: u16 = 0xffff;
 /// Offset of BAR1 in configuration space.
 const BAR1: u16 = 0x14;
-/// Size of the device's BAR1, in bytes. It has been the same in every device model; asking for it
-/// by writing ones takes four trips and unmaps the range meanwhile.
+/// Size of BAR1 in QEMU's device, in bytes. Asking for it by writing ones takes four trips and
+/// unmaps the range meanwhile.
 const BAR1_BYTES: u64 = 16 << 20;
 
 /// Ports 0xCF8 and 0xCFC.
