@@ -1,12 +1,13 @@
-//! Sends back what it is sent, over TCP and UDP.
+//! Sends back what it is sent, over TCP and UDP; over TCP it throws away or sends characters, too.
 //!
-//! `echo [ADDRESS:PORT]`; port 7 in an image.
+//! `echo [ADDRESS:PORT]`: echo there, 7 in an image; discard 2 ports above, chargen 12 above, as 9
+//! and 19 are.
 #[cfg(target_os = "hermit")]
 use segue as _;
 
-use echo::{Echo, datagrams};
+use echo::{Echo, Serve, chargen, datagrams, discard, each};
 use segue_serve::{Config, Server};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::ExitCode;
 use std::{io, thread};
 
@@ -24,6 +25,20 @@ fn serve() -> Result<(), String> {
     let at_address = |error: io::Error| format!("{address}: {error}");
     let socket = UdpSocket::bind(address).map_err(at_address)?;
     let server = Server::new(Echo, Config::default()).map_err(|error| error.to_string())?;
+    let others: [(u16, Serve); 2] = [(2, discard), (12, chargen)];
+    for (above, service) in others {
+        let port = address
+            .port()
+            .checked_add(above)
+            .ok_or("a lower port is needed")?;
+        let address = SocketAddr::new(address.ip(), port);
+        let listener = TcpListener::bind(address).map_err(|e| format!("{address}: {e}"))?;
+        thread::spawn(move || {
+            if let Err(error) = each(&listener, service) {
+                eprintln!("echo: {address}: {error}");
+            }
+        });
+    }
     println!("echo: listen={address}");
     thread::scope(|scope| {
         let datagrams = scope.spawn(|| {
