@@ -20,7 +20,7 @@ CMDLINE ?=
 RAMDISK ?= $(wildcard target/images/$(APP).bundles)
 # For bench.
 QUICK ?=
-# For test: only tests on Xen whose names contain one of these words.
+# For test and bench: only tests on Xen, or figures, whose names contain one of these words.
 FILTER ?=
 
 # What files in images are said to be as old as: the same for the same commit, wherever it is built.
@@ -135,8 +135,8 @@ check: hosttest tools ## Host tests and one domain (five minutes)
 	echo 'make check: host tests passed, and a domain replaced its image on a real Xen.'
 
 .PHONY: bench
-bench: tools ## Figures, to target/bench/results.json [QUICK=1]
-	@$(suite) bench $(if $(QUICK),--quick)
+bench: tools ## Figures, to target/bench/results.json [QUICK=1 FILTER=]
+	@$(suite) bench $(if $(QUICK),--quick) $(FILTER)
 
 .PHONY: lint
 lint: setup ## Format, clippy and documentation, for the host and for images

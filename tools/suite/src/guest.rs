@@ -107,6 +107,14 @@ impl Kind {
     /// Both.
     pub const ALL: [Kind; 2] = [Kind::Hvm, Kind::Pvh];
 
+    /// As the lab calls it.
+    pub fn domain_type(self) -> DomainType {
+        match self {
+            Kind::Hvm => DomainType::Hvm,
+            Kind::Pvh => DomainType::Pvh,
+        }
+    }
+
     /// What the boot line calls the way in.
     pub fn entry(self) -> &'static str {
         match self {
@@ -191,11 +199,7 @@ impl Guest {
     /// Starts it; it is destroyed when the result is dropped.
     pub fn start<'a>(&self, xen: &'a Xen) -> Result<Running<'a>> {
         let slot = xen.slots.take(if self.alone { SLOTS } else { 1 });
-        let kind = match self.kind {
-            Kind::Hvm => DomainType::Hvm,
-            Kind::Pvh => DomainType::Pvh,
-        };
-        let mut config = DomainConfig::new(kind, &self.kernel);
+        let mut config = DomainConfig::new(self.kind.domain_type(), &self.kernel);
         config.ramdisk.clone_from(&self.module);
         config.cmdline.clone_from(&self.cmdline);
         config.memory_mib = self.memory_mib;

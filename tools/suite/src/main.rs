@@ -56,6 +56,8 @@ enum Command {
         /// Measure less often.
         #[arg(long)]
         quick: bool,
+        /// Measure only what has one of these words in its name.
+        filter: Vec<String>,
     },
     /// Show what Segue does, in under three minutes.
     Demo,
@@ -83,7 +85,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { filter, list } => test::run(&filter, list),
-        Command::Bench { quick } => bench::run(quick),
+        Command::Bench { quick, filter } => bench::run(quick, &filter),
         Command::Demo => demo::run(),
         Command::Check => test::run(&["check::".to_owned()], false),
     }

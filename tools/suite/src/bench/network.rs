@@ -1,0 +1,382 @@
+//! Ours and a Linux domain side by side: the same clients in dom0, the same bridge, in turn.
+//!
+//! Both have two vCPUs. Linux runs nginx, redis and our own `echo`, built for Linux; of ours each
+//! app is a domain. All of them stand by while one is measured; rounds alternate between the two.
+
+use std::fmt::Display;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use segue_image::pack;
+use segue_lab::{Domain, DomainConfig, DomainType, Lab, LabConfig};
+
+use super::{Bench, Row, quantile};
+use crate::guest::{Kind, Xen};
+use crate::images::Image;
+
+/// A folder for what is made here.
+const WORK: &str = "target/bench/network";
+/// How long a domain may take to start.
+const START: Duration = Duration::from_secs(240);
+/// How long one measurement may take.
+const MEASURE: Duration = Duration::from_secs(120);
+
+/// Where the servers of one side are.
+struct Side {
+    http: Server,
+    resp: Server,
+    bulk: Server,
+}
+
+/// An address, and the domain that has it.
+#[derive(Clone)]
+struct Server {
+    address: &'static str,
+    name: String,
+}
+
+/// What is measured: its name, unit, how, and the goal for the ratio.
+struct Figure {
+    name: &'static str,
+    unit: &'static str,
+    server: fn(&Side) -> &Server,
+    measure: fn(&Xen, &Server, u64) -> Result<f64>,
+    goal: Goal,
+}
+
+enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+const FIGURES: [Figure; 6] = [
+    Figure {
+        name: "bulk TCP to the domain",
+        unit: "MB/s",
+        server: |side| &side.bulk,
+        measure: |xen, server, seconds| bulk(xen, server, "in", seconds),
+        goal: Goal::AtLeast(1.0),
+    },
+    Figure {
+        name: "bulk TCP from the domain",
+        unit: "MB/s",
+        server: |side| &side.bulk,
+        measure: |xen, server, seconds| bulk(xen, server, "out", seconds),
+        goal: Goal::AtLeast(1.0),
+    },
+    Figure {
+        name: "HTTP, 1 KiB, 32 connections",
+        unit: "req/s",
+        server: |side| &side.http,
+        measure: http,
+        goal: Goal::AtLeast(1.5),
+    },
+    Figure {
+        name: "RESP GET, 32 connections",
+        unit: "req/s",
+        server: |side| &side.resp,
+        measure: |xen, server, seconds| resp(xen, server, "get", seconds),
+        goal: Goal::AtLeast(1.5),
+    },
+    Figure {
+        name: "RESP SET, 32 connections",
+        unit: "req/s",
+        server: |side| &side.resp,
+        measure: |xen, server, seconds| resp(xen, server, "set", seconds),
+        goal: Goal::AtLeast(1.5),
+    },
+    Figure {
+        name: "ping, average",
+        unit: "ms",
+        server: |side| &side.http,
+        measure: |xen, server, _| ping(xen, server),
+        goal: Goal::AtMost(0.8),
+    },
+];
+
+/// Measures all.
+pub fn network(bench: &Bench) -> Result<Vec<Row>> {
+    let work = Path::new(WORK);
+    let pages = pack_file(work, "www/1k", &[b'x'; 1024])?;
+    let programs = with_echo(&linux_initrd()?, work)?;
+    for script in ["bulk.py", "exits.py"] {
+        let local = Path::new("tools/suite/dom0").join(script);
+        bench.xen.host().put(&local, &format!("/tmp/{script}"))?;
+    }
+
+    let linux = linux(&bench.xen, &programs)?;
+    let images = &bench.images;
+    let httpd = ours(bench, &images.httpd, "10.0.0.31", Some(&pages))?;
+    let kv = ours(bench, &images.kv, "10.0.0.32", None)?;
+    let echo = ours(bench, &images.echo, "10.0.0.33", None)?;
+    let named = |domain: &Domain, address| Server {
+        address,
+        name: domain.name().to_owned(),
+    };
+    let peer = named(&linux, LINUX);
+    let sides = [
+        Side {
+            http: named(&httpd, "10.0.0.31"),
+            resp: named(&kv, "10.0.0.32"),
+            bulk: named(&echo, "10.0.0.33"),
+        },
+        Side {
+            http: peer.clone(),
+            resp: peer.clone(),
+            bulk: peer,
+        },
+    ];
+
+    let (rounds, seconds) = (bench.pick(5, 2) as usize, bench.pick(5, 3));
+    let mut rows = Vec::new();
+    for figure in &FIGURES {
+        let mut values = [Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (side, values) in sides.iter().zip(&mut values) {
+                let server = (figure.server)(side);
+                let value = (figure.measure)(&bench.xen, server, seconds);
+                values.push(value.with_context(|| format!("{}: {}", figure.name, server.address))?);
+            }
+        }
+        let [ours, theirs] = values.map(|values| quantile(&values, 0.5));
+        let row = Row::new("network", figure.name, ours, figure.unit)
+            .peer("Linux", theirs)
+            .runs(rounds);
+        rows.push(match figure.goal {
+            Goal::AtLeast(goal) => row.at_least(goal),
+            Goal::AtMost(goal) => row.at_most(goal),
+        });
+    }
+    for (name, server, load) in LOADS {
+        let mut counts = Vec::new();
+        for side in &sides {
+            counts.push(exits(&bench.xen, server(side), load).context(name)?);
+        }
+        if let [ours, theirs] = &counts[..] {
+            for (what, ours, theirs) in [
+                ("VM exits", ours.0, theirs.0),
+                ("injected interrupts", ours.1, theirs.1),
+            ] {
+                let name = format!("{what} for a request, {name}");
+                rows.push(Row::new("network", name, ours, "count").peer("Linux", theirs));
+            }
+        }
+    }
+    let size = images.httpd.img_len as f64 / 1000.0;
+    rows.push(Row::new("network", "httpd.img", size, "kB").at_most(1500.0));
+    Ok(rows)
+}
+
+/// A cpio archive with one file.
+fn pack_file(work: &Path, name: &str, content: &[u8]) -> Result<PathBuf> {
+    let root = work.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    let file = root.join(name);
+    fs::create_dir_all(file.parent().unwrap_or(&root))?;
+    fs::write(&file, content)?;
+    let archive = work.join(format!("{}.cpio", name.replace('/', "-")));
+    fs::write(&archive, pack(&root, 0)?)?;
+    Ok(archive)
+}
+
+/// The Linux domain's initrd and kernel.
+fn linux_initrd() -> Result<(PathBuf, PathBuf)> {
+    let image = Lab::prepare(&LabConfig::from_env())?;
+    Ok((image.kernel(), image.linux_initrd()))
+}
+
+/// The initrd with our `echo` in it, built for Linux as one file.
+fn with_echo((kernel, initrd): &(PathBuf, PathBuf), work: &Path) -> Result<(PathBuf, PathBuf)> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let status = Command::new("cargo")
+        .args(["build", "-q", "--release", "-p", "echo"])
+        .args(["--target", TARGET, "--target-dir", "target/bench/linux"])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .context("cargo")?;
+    ensure!(status.success(), "cargo cannot build echo for Linux");
+    let program = format!("target/bench/linux/{TARGET}/release/echo");
+    let extra = pack_file(work, "extra/echo", &fs::read(&program).context(program)?)?;
+    // The kernel takes archives one after the other, each at a multiple of 4 bytes.
+    let mut both = fs::read(initrd).with_context(|| initrd.display().to_string())?;
+    both.resize(both.len().next_multiple_of(4), 0);
+    both.extend(fs::read(extra)?);
+    let result = work.join("linux.img");
+    fs::write(&result, both)?;
+    Ok((kernel.clone(), result))
+}
+
+const LINUX: &str = "10.0.0.30";
+const VIF: &str = "vif=['type=vif,bridge=xenbr0']";
+
+fn linux(xen: &Xen, (kernel, initrd): &(PathBuf, PathBuf)) -> Result<Domain> {
+    let mut config = DomainConfig::new(DomainType::Pvh, kernel);
+    config.ramdisk = Some(initrd.clone());
+    config.cmdline = format!("console=hvc0 quiet address={LINUX}/24");
+    config.memory_mib = 512;
+    config.vcpus = 2;
+    config.extra.push(VIF.into());
+    let domain = xen.host().create(&config)?;
+    domain.wait_line(|line| line.text.contains("linux: serving"), START)?;
+    Ok(domain)
+}
+
+fn ours(bench: &Bench, image: &Image, address: &str, files: Option<&Path>) -> Result<Domain> {
+    // As Linux's, without a device model.
+    let mut config = DomainConfig::new(Kind::Pvh.domain_type(), &image.elf);
+    config.ramdisk = files.map(Into::into);
+    config.cmdline = format!("segue.ip={address}/24");
+    config.vcpus = 2;
+    config.extra.push(VIF.into());
+    let domain = bench.xen.host().create(&config)?;
+    domain.wait_line(|line| line.text.starts_with("segue: net "), START)?;
+    Ok(domain)
+}
+
+/// Runs a command in dom0; what it printed.
+fn client(xen: &Xen, command: &str) -> Result<String> {
+    let output = xen.host().exec_for(command, MEASURE)?.check()?;
+    Ok(output.stdout)
+}
+
+/// The number behind `key` in a text.
+fn number_after(text: &str, key: &str) -> Result<f64> {
+    let missing = || format!("no '{key}' in:\n{text}");
+    let (_, rest) = text.split_once(key).with_context(missing)?;
+    let rest = rest.trim_start_matches([' ', '"', ',', '=', ':']);
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(rest.len());
+    rest[..end].parse().with_context(missing)
+}
+
+fn bulk(xen: &Xen, server: &Server, direction: &str, seconds: u64) -> Result<f64> {
+    let address = server.address;
+    let text = client(
+        xen,
+        &format!("python3 /tmp/bulk.py {direction} {address} {seconds}"),
+    )?;
+    let bytes: f64 = text.trim().parse().with_context(|| text.clone())?;
+    Ok(bytes / 1e6)
+}
+
+fn http(xen: &Xen, server: &Server, seconds: u64) -> Result<f64> {
+    let url = format!("http://{}:80/1k", server.address);
+    let text = client(xen, &format!("wrk -t 1 -c 32 -d {seconds} {url}"))?;
+    ensure!(
+        !text.contains("Socket errors") && !text.contains("Non-2xx"),
+        "{text}"
+    );
+    number_after(&text, "Requests/sec:")
+}
+
+fn resp(xen: &Xen, server: &Server, command: &str, seconds: u64) -> Result<f64> {
+    // About that long in the lab.
+    let text = redis_benchmark(xen, server, command, 500 * seconds)?;
+    number_after(&text, &format!("\"{}\"", command.to_uppercase()))
+}
+
+fn redis_benchmark(xen: &Xen, server: &Server, test: &str, count: impl Display) -> Result<String> {
+    let address = server.address;
+    let text = client(
+        xen,
+        &format!("redis-benchmark -h {address} -c 32 -n {count} -t {test} --csv"),
+    )?;
+    ensure!(!text.contains("rror"), "{text}");
+    Ok(text)
+}
+
+fn ping(xen: &Xen, server: &Server) -> Result<f64> {
+    let text = client(xen, &format!("ping -q -c 50 -i 0.05 {}", server.address))?;
+    ensure!(text.contains(" 0% packet loss"), "{text}");
+    let times = text.split_once("mdev = ").map_or("", |(_, times)| times);
+    let average = times.split('/').nth(1).with_context(|| text.clone())?;
+    average.parse().with_context(|| text.clone())
+}
+
+/// What exits are counted of: a name, a server, and a load that says how many requests it made.
+type Load = (
+    &'static str,
+    fn(&Side) -> &Server,
+    fn(&Xen, &Server) -> Result<f64>,
+);
+
+const LOADS: [Load; 2] = [
+    (
+        "HTTP",
+        |side| &side.http,
+        |xen, server| {
+            let url = format!("http://{}:80/1k", server.address);
+            let text = client(xen, &format!("wrk -t 1 -c 32 -d 3 {url}"))?;
+            let (before, _) = text
+                .split_once(" requests in")
+                .with_context(|| text.clone())?;
+            let word = before.split_whitespace().next_back().unwrap_or_default();
+            word.parse().with_context(|| text.clone())
+        },
+    ),
+    (
+        "RESP GET",
+        |side| &side.resp,
+        |xen, server| redis_benchmark(xen, server, "get", 1000).map(|_| 1000.0),
+    ),
+];
+
+/// VM exits and injected interrupts for one request, of the domain that serves: all others are
+/// paused, and dom0 has no exits.
+fn exits(xen: &Xen, server: &Server, load: fn(&Xen, &Server) -> Result<f64>) -> Result<(f64, f64)> {
+    let others = format!(
+        "xl list | awk 'NR > 2 && $1 != \"{}\" {{ print $1 }}'",
+        server.name
+    );
+    client(xen, &format!("for d in $({others}); do xl pause $d; done"))?;
+    client(
+        xen,
+        "rm -f /tmp/exits.bin; \
+         setsid xentrace -D -S 256 -e 0x8f000 /tmp/exits.bin >/dev/null 2>&1 </dev/null & \
+         while ! [ -f /tmp/exits.bin ]; do sleep 0.1; done",
+    )?;
+    let requests = load(xen, server);
+    let counted = client(
+        xen,
+        "pkill -INT xentrace; while pgrep -x xentrace >/dev/null; do sleep 0.1; done; \
+         python3 /tmp/exits.py /tmp/exits.bin",
+    );
+    client(
+        xen,
+        &format!("for d in $({others}); do xl unpause $d; done"),
+    )?;
+    let (requests, counted) = (requests?, counted?);
+    let numbers: Vec<f64> = counted
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .with_context(|| counted.clone())?;
+    let [exits, injected, lost] = numbers[..] else {
+        anyhow::bail!("exits.py printed: {counted}");
+    };
+    ensure!(lost == 0.0, "Xen's trace lost records");
+    ensure!(requests > 0.0, "no requests");
+    Ok((exits / requests, injected / requests))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_behind_their_names() {
+        assert_eq!(
+            number_after("a\nRequests/sec:    419.04\nb", "Requests/sec:").unwrap(),
+            419.04
+        );
+        let csv = "\"test\",\"rps\"\n\"GET\",\"401.53\",\"1\"\n";
+        assert_eq!(number_after(csv, "\"GET\"").unwrap(), 401.53);
+        assert!(number_after("nothing", "Requests/sec:").is_err());
+    }
+}
