@@ -81,8 +81,11 @@ impl Control {
 /// Grace time without `segue.grace`, in s.
 const GRACE_S: u64 = 10;
 
-/// The grace time in s; the bad value where `segue.grace` is no number.
-fn grace(cmdline: &CommandLine) -> Result<u64, &str> {
+/// The grace time in s.
+///
+/// # Errors
+/// The value of `segue.grace` where it is no number.
+pub fn grace(cmdline: &CommandLine) -> Result<u64, &str> {
     let option = cmdline.option("grace");
     option.map_or(Ok(GRACE_S), |o| o.parse().map_err(|_| o))
 }
