@@ -1,9 +1,10 @@
 //! The end of the domain.
 
 use crate::cpu::percpu;
+use crate::devices::control;
 use crate::replace::trial;
 use crate::xen::Committed;
-use crate::xen::console::{self, emergency_println};
+use crate::xen::console::{self, emergency_println, println};
 use crate::xen::hypercall::{self, ShutdownReason};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -34,6 +35,20 @@ pub fn end(reason: ShutdownReason) -> ! {
     emergency_println!("segue: shutdown reason={name}");
     console::flush();
     hypercall::shutdown(token, reason)
+}
+
+/// The app has ended. A status that is not 0 is told, and is a failure: the domain ends as crashed,
+/// so that `on_crash` can have it started again. Who was asked to end does so with that reason,
+/// whatever the status.
+pub fn exit(status: i32) -> ! {
+    if status != 0 {
+        println!("segue: exit status={status}");
+    }
+    end(match (control::requested(), status) {
+        (Some(request), _) => request.reason(),
+        (None, 0) => ShutdownReason::Poweroff,
+        (None, _) => ShutdownReason::Crash,
+    })
 }
 
 /// Reports a panic, then ends the domain (or the trial).

@@ -1,6 +1,7 @@
 //! From the kernel into the app: stack, thread-locals, arguments, then std's own start.
 
 use crate::boot::{self, EntryKind};
+use crate::devices::control;
 use crate::log;
 use crate::memory::heap;
 use crate::memory::workspace::Workspace;
@@ -56,13 +57,14 @@ pub(crate) extern "C" fn main(entry_tsc: u64) -> ! {
     if Committed::get().is_none() && !boot::wants_trial() {
         adopt::commit();
     }
-    if Committed::get().is_some() {
+    if let Some(token) = Committed::get() {
         x86_64::instructions::interrupts::enable();
         if boot::machine().entry != EntryKind::Handover {
             println!(
                 "segue: main start_us={}",
                 shared_info::elapsed_since(entry_tsc) / 1000
             );
+            control::start(token);
         }
     }
     let (argv, env) = (arguments(), environment());

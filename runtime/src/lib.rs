@@ -244,6 +244,63 @@ pub fn refuse(why: &str) -> ! {
     trial::give_up(format_args!("refused: {why}"))
 }
 
+/// What the toolstack asks of the domain: `xl shutdown`, `xl reboot`.
+///
+/// An app that uses nothing of this ends at once when it is asked to. One that does gets the grace
+/// time (`segue.grace=SECONDS` on the command line, 10 without) to end by itself, by returning from
+/// `main` or by `exit`; the domain's reason is the one asked for in any case.
+///
+/// ```no_run
+/// segue::shutdown::on_request(|kind| {
+///     println!("{kind:?}: saving");
+///     std::process::exit(0);
+/// })?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub mod shutdown {
+    use crate::kernel::devices::control;
+    pub use control::Request as Kind;
+    use std::time::Duration;
+    use std::{io, thread};
+
+    /// What was asked for last; `None` if nothing was. From the first call on, the app has the
+    /// grace time.
+    #[must_use]
+    pub fn requested() -> Option<Kind> {
+        control::heed();
+        control::requested()
+    }
+
+    /// Waits until the domain is asked to end.
+    #[must_use]
+    pub fn wait() -> Kind {
+        loop {
+            if let Some(kind) = control::wait(None) {
+                return kind;
+            }
+            // On trial, where nothing blocks and nothing is asked.
+            thread::yield_now();
+        }
+    }
+
+    /// As [`wait`], no longer than `limit`.
+    #[must_use]
+    pub fn wait_timeout(limit: Duration) -> Option<Kind> {
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        control::wait(Some(crate::system_time().saturating_add(limit)))
+    }
+
+    /// Calls `f` in a thread of its own when the domain is asked to end.
+    ///
+    /// # Errors
+    /// When there is no memory for the thread; on trial, where there are none.
+    pub fn on_request(f: impl FnOnce(Kind) + Send + 'static) -> io::Result<()> {
+        control::heed();
+        let thread = thread::Builder::new().name("shutdown".into());
+        thread.spawn(|| f(wait())).map(drop)
+    }
+}
+
 /// Threads that stay on one vCPU.
 pub mod vcpu {
     use crate::kernel::cpu::smp;

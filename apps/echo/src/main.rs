@@ -2,13 +2,11 @@
 //!
 //! `echo [ADDRESS:PORT]`: echo there, 7 in an image; discard 2 ports above, chargen 12 above, as 9
 //! and 19 are.
-#[cfg(target_os = "hermit")]
-use segue as _;
-
 use echo::{Echo, Serve, chargen, datagrams, discard, each};
 use segue_serve::{Config, Server};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::{io, thread};
 
 const LISTEN: &str = if cfg!(target_os = "hermit") {
@@ -40,18 +38,36 @@ fn serve() -> Result<(), String> {
         });
     }
     println!("echo: listen={address}");
-    thread::scope(|scope| {
-        let datagrams = scope.spawn(|| {
-            let result = datagrams(&socket);
-            server.stop();
-            result
-        });
-        server.listen(address).map_err(at_address)?;
-        datagrams
-            .join()
-            .unwrap_or(Ok(()))
-            .map_err(|error| error.to_string())
-    })
+    end_with_the_domain(&server)?;
+    let (failed, failure) = mpsc::channel();
+    let stopped = server.clone();
+    let over_udp = move || {
+        if let Err(error) = datagrams(&socket) {
+            // Who would receive it has ended already, or will look when the server has stopped.
+            let _ = failed.send(error);
+            stopped.stop();
+        }
+    };
+    // It goes on until its socket fails; else it ends with the process.
+    let thread = thread::Builder::new().name("udp".into()).spawn(over_udp);
+    thread.map_err(|error| error.to_string())?;
+    server.listen(address).map_err(at_address)?;
+    if let Ok(error) = failure.try_recv() {
+        return Err(at_address(error));
+    }
+    Ok(())
+}
+
+/// Asked to end, it sends back what came before.
+#[cfg(target_os = "hermit")]
+fn end_with_the_domain(server: &Server<Echo>) -> Result<(), String> {
+    let server = server.clone();
+    segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
+}
+
+#[cfg(not(target_os = "hermit"))]
+fn end_with_the_domain(_: &Server<Echo>) -> Result<(), String> {
+    Ok(())
 }
 
 fn main() -> ExitCode {

@@ -4,9 +4,6 @@
 //!
 //! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
 //! is for trying out, it is `apps/httpd/files/www` itself.
-#[cfg(target_os = "hermit")]
-use segue as _;
-
 use httpd::{Gauge, Http, Limits, Site};
 use segue_serve::{Config, Server};
 use std::net::SocketAddr;
@@ -62,6 +59,7 @@ fn serve() -> Result<(), String> {
     let http = Http::new(site, Limits::default(), platform::gauges());
     let server = Server::new(http, config).map_err(|error| error.to_string())?;
     Http::observe(&server);
+    platform::end_with_the_domain(&server)?;
     server
         .listen(listen)
         .map_err(|error| format!("{listen}: {error}"))
@@ -80,7 +78,7 @@ fn main() -> ExitCode {
 /// In an image: files lie in it and are sent from there.
 #[cfg(target_os = "hermit")]
 mod platform {
-    use super::{Gauge, SocketAddr};
+    use super::{Gauge, Http, Server, SocketAddr};
     use httpd::metrics::Kind;
     use std::io;
     use std::net::{IpAddr, Ipv6Addr};
@@ -119,12 +117,18 @@ mod platform {
             },
         ]
     }
+
+    /// Asked to end, it answers what was asked before.
+    pub fn end_with_the_domain(server: &Server<Http>) -> Result<(), String> {
+        let server = server.clone();
+        segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
+    }
 }
 
 /// On a host, for trying out.
 #[cfg(not(target_os = "hermit"))]
 mod platform {
-    use super::{Gauge, SocketAddr};
+    use super::{Gauge, Http, Server, SocketAddr};
     use std::io;
     use std::net::{IpAddr, Ipv4Addr};
     use std::path::Path;
@@ -139,5 +143,9 @@ mod platform {
 
     pub fn gauges() -> Vec<Gauge> {
         Vec::new()
+    }
+
+    pub fn end_with_the_domain(_: &Server<Http>) -> Result<(), String> {
+        Ok(())
     }
 }

@@ -1,9 +1,6 @@
 //! A key-value store in memory that speaks Redis's protocol.
 //!
 //! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N]`
-#[cfg(target_os = "hermit")]
-use segue as _;
-
 use kv::{Kv, Limits};
 use segue_serve::{Config, Server};
 use std::net::{IpAddr, SocketAddr};
@@ -71,6 +68,7 @@ fn serve() -> Result<(), String> {
             }
         })
         .map_err(|error| error.to_string())?;
+    platform::end_with_the_domain(&server)?;
     server
         .listen(listen)
         .map_err(|error| format!("{listen}: {error}"))
@@ -89,7 +87,7 @@ fn main() -> ExitCode {
 /// In an image: half of what is free is for keys and values.
 #[cfg(target_os = "hermit")]
 mod platform {
-    use super::{IpAddr, SocketAddr};
+    use super::{IpAddr, Kv, Server, SocketAddr};
     use std::net::Ipv6Addr;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6379);
@@ -97,17 +95,27 @@ mod platform {
     pub fn memory() -> usize {
         usize::try_from(segue::free_frames() * 4096 / 2).unwrap_or(usize::MAX)
     }
+
+    /// Asked to end, it answers what was asked before.
+    pub fn end_with_the_domain(server: &Server<Kv>) -> Result<(), String> {
+        let server = server.clone();
+        segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
+    }
 }
 
 /// On a host, for trying out.
 #[cfg(not(target_os = "hermit"))]
 mod platform {
-    use super::{IpAddr, SocketAddr};
+    use super::{IpAddr, Kv, Server, SocketAddr};
     use std::net::Ipv4Addr;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6379);
 
     pub fn memory() -> usize {
         256 << 20
+    }
+
+    pub fn end_with_the_domain(_: &Server<Kv>) -> Result<(), String> {
+        Ok(())
     }
 }

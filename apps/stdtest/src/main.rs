@@ -4,10 +4,12 @@
 //! Arguments: names of checks to run; all without. `--fault overflow` and `--fault panic` end the
 //! image in a thread that has a name; `--exit N` ends it with a status; `--switch` replaces the
 //! image by itself from a thread, over and over, as often as there are generations left to
-//! `--until N`.
+//! `--until N`; `--fail` has main return an error; `--stdin` repeats what is typed; `--tick` tells
+//! the time until it is ended; `--heed` and `--heed-not` are asked to end, and do or don't.
 
 mod cells;
 mod clocks;
+mod control;
 mod faults;
 mod locks;
 mod threads;
@@ -55,14 +57,29 @@ const CHECKS: &[(&str, Check)] = &[
     ("logs", cells::logs),
 ];
 
-fn main() {
+fn main() -> Result<(), String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["--fault", kind] => return faults::run(kind),
+        ["--fault", kind] => {
+            faults::run(kind);
+            return Ok(());
+        }
+        ["--fail"] => return Err("it was told to".into()),
+        ["--stdin"] => return control::stdin().map_err(|e| e.to_string()),
+        ["--tick"] => control::tick(),
+        ["--heed"] => {
+            control::heed(true);
+            return Ok(());
+        }
+        ["--heed-not"] => {
+            control::heed(false);
+            return Ok(());
+        }
         ["--exit", status] => std::process::exit(status.parse().unwrap_or(1)),
         ["--switch", "--until", generation] => {
-            return threads::switch(generation.parse().unwrap_or(0));
+            threads::switch(generation.parse().unwrap_or(0));
+            return Ok(());
         }
         _ => {}
     }
@@ -83,6 +100,7 @@ fn main() {
         }
     }
     println!("stdtest: done failed={failed}");
+    Ok(())
 }
 
 /// An error with a text unless `good`.

@@ -27,6 +27,11 @@ pub mod random;
 #[cfg(target_os = "hermit")]
 mod tasks;
 pub mod time;
+#[cfg_attr(
+    not(target_os = "hermit"),
+    allow(dead_code, reason = "for the console")
+)]
+pub(crate) mod typed;
 
 #[cfg(target_os = "hermit")]
 pub(crate) use console::open as open_console;

@@ -4,7 +4,6 @@ use crate::abi::answer_int;
 use crate::abi::errno::Errno;
 use crate::end;
 use crate::task::{self, Options, Priority, Tid};
-use crate::xen::console;
 use crate::xen::hypercall::ShutdownReason;
 
 type Function = extern "C" fn(usize);
@@ -104,15 +103,9 @@ extern "C" fn sys_errno() -> i32 {
     task::errno()
 }
 
-/// A status that is not 0 is a failure: the domain ends as crashed, so that `on_crash` can have it
-/// started again.
 #[unsafe(no_mangle)]
 extern "C" fn sys_exit(status: i32) -> ! {
-    if status == 0 {
-        end::end(ShutdownReason::Poweroff)
-    }
-    console::println!("segue: exit status={status}");
-    end::end(ShutdownReason::Crash)
+    end::exit(status)
 }
 
 #[unsafe(no_mangle)]

@@ -118,7 +118,7 @@ pub(super) use bus::GATE;
 #[cfg(target_os = "hermit")]
 mod bus {
     use super::{Link, State, Step, step};
-    use crate::devices::control;
+    use crate::devices::control::Watcher;
     use crate::devices::netfront::ring::TxFeatures;
     use crate::devices::netfront::{Netfront, Settings, Status};
     use crate::net;
@@ -127,7 +127,7 @@ mod bus {
     use crate::xen::console::println;
     use crate::xen::grant::{self, DomId};
     use crate::xen::wait::{self, WaitQueue};
-    use crate::xen::xenstore::{self, Client, Error, SharedRing, Transaction};
+    use crate::xen::xenstore::{self, Client, Error, SharedRing, Transaction, WatchEvent};
     use alloc::boxed::Box;
     use alloc::format;
     use alloc::string::String;
@@ -153,6 +153,8 @@ mod bus {
         fn attached(&self, nic: Box<Netfront>);
         /// It is going: it is to be dropped soon ([`Idle::Gone`](crate::devices::netfront::Idle)).
         fn detached(&self, vif: u32);
+        /// No more devices come.
+        fn failed(&self);
     }
 
     /// Keeps devices as they are while a switch is prepared.
@@ -167,7 +169,7 @@ mod bus {
     };
 
     impl Gate {
-        fn enter(&self) -> Entered<'_> {
+        pub fn enter(&self) -> Entered<'_> {
             // Without a deadline this gives nothing only where nobody can wait.
             let _ = self.changed.wait_until(None, || {
                 let (frozen, busy) = &mut *self.state.lock();
@@ -194,7 +196,7 @@ mod bus {
         }
     }
 
-    struct Entered<'a>(&'a Gate);
+    pub(in super::super) struct Entered<'a>(&'a Gate);
 
     impl Drop for Entered<'_> {
         fn drop(&mut self) {
@@ -216,7 +218,7 @@ mod bus {
         failed: bool,
     }
 
-    /// The devices of this domain. One thread calls [`turn`](Self::turn) for ever.
+    /// The devices of this domain.
     pub struct Xenbus<L> {
         token: Committed,
         client: &'static Client<SharedRing>,
@@ -230,57 +232,45 @@ mod bus {
         }
     }
 
-    impl<L: Listener> Xenbus<L> {
-        /// Begins to watch; `listener` is told of devices from [`turn`](Self::turn).
-        ///
-        /// # Errors
-        /// There is no xenstore, or it does not answer as it should.
-        pub fn start(token: Committed, listener: L) -> Result<Self, Error> {
-            let client = xenstore::client()?;
-            // Those of an image before; a xenstored that has no such request has no such watches.
-            match client.reset_watches() {
-                Ok(()) | Err(Error::Refused(_)) => {}
-                Err(e) => return Err(e),
-            }
-            control::announce()?;
-            client.watch(control::PATH, "control")?;
-            client.watch("device", "device")?;
-            Ok(Self {
-                token,
-                client,
-                listener,
-                devices: Vec::new(),
-            })
+    impl<L: Listener + Send> Watcher for Xenbus<L> {
+        fn begin(&mut self) -> Result<(), Error> {
+            self.client.watch("device", "device")
         }
 
-        /// Waits for one change (until `deadline`, a system time in ns) and does what follows.
-        ///
-        /// # Errors
-        /// The xenstore client is closed, and with it all that this could do.
-        pub fn turn(&mut self, deadline: Option<u64>) -> Result<(), Error> {
-            let mut until = deadline;
-            if grant::reap(self.token) != 0 {
-                let soon = wait::now().saturating_add(REAP_NS);
-                until = Some(until.map_or(soon, |d| d.min(soon)));
-            }
-            let Some(event) = self.client.next_event(until, || false)? else {
-                return Ok(());
-            };
-            let _entered = GATE.enter();
-            let result = match &*event.token {
-                "control" => control::changed(),
+        fn due(&mut self) -> Option<u64> {
+            (grant::reap(self.token) != 0).then(|| wait::now().saturating_add(REAP_NS))
+        }
+
+        fn event(&mut self, event: &WatchEvent) -> Result<(), Error> {
+            match &*event.token {
                 "device" => self.scan(),
                 token => {
                     let vif = token.strip_prefix("vif/").and_then(|n| n.parse().ok());
                     let at = self.devices.iter().position(|d| Some(d.vif) == vif);
                     at.map_or(Ok(()), |at| self.update(at))
                 }
-            };
-            match result {
-                // A node that went away in between, a backend that may not be asked.
-                Err(Error::Refused(_) | Error::Value | Error::TooLong) | Ok(()) => Ok(()),
-                Err(e) => Err(e),
             }
+        }
+
+        fn failed(&mut self) {
+            self.listener.failed();
+        }
+    }
+
+    impl<L: Listener> Xenbus<L> {
+        /// `listener` is told of devices by the thread that [`control::add`] gives this to.
+        ///
+        /// # Errors
+        /// There is no xenstore.
+        ///
+        /// [`control::add`]: crate::devices::control::add
+        pub fn new(token: Committed, listener: L) -> Result<Self, Error> {
+            Ok(Self {
+                token,
+                client: xenstore::client()?,
+                listener,
+                devices: Vec::new(),
+            })
         }
 
         /// Finds devices that came and went; all of them may have changed.

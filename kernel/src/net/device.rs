@@ -6,6 +6,7 @@ use super::config::Config;
 use super::{attach, detach, start as start_stack, tcp};
 use crate::abi::random;
 use crate::boot;
+use crate::devices::control;
 use crate::devices::netfront::Netfront;
 use crate::devices::xenbus::{Listener, Xenbus};
 use crate::memory::vm;
@@ -41,6 +42,10 @@ impl Listener for Devices {
             }
             Err(e) => println!("segue: vif={vif} refused reason=\"{e}\""),
         }
+    }
+
+    fn failed(&self) {
+        ready();
     }
 
     fn detached(&self, vif: u32) {
@@ -112,23 +117,11 @@ fn begin() {
     start_stack(config, tcp_config(), secret, |line| {
         println!("segue: {line}")
     });
-    let bus = move || {
-        let mut bus = match Xenbus::start(token, Devices::default()) {
-            Ok(bus) => bus,
-            Err(e) => {
-                println!("segue: xenbus off reason=\"{e}\"");
-                ready();
-                return;
-            }
-        };
-        loop {
-            if let Err(e) = bus.turn(None) {
-                println!("segue: xenbus off reason=\"{e}\"");
-                return;
-            }
+    match Xenbus::new(token, Devices::default()) {
+        Ok(bus) => control::add(Box::new(bus)),
+        Err(e) => {
+            println!("segue: net off reason=\"{e}\"");
+            ready();
         }
-    };
-    if task::spawn("xenbus", bus).is_err() {
-        println!("segue: xenbus off reason=\"no memory for its thread\"");
     }
 }

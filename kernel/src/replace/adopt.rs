@@ -9,6 +9,7 @@ use crate::boot::info::{EntryKind, Module};
 use crate::boot::start::{ImageName, mebibytes};
 use crate::boot::{self, Machine};
 use crate::cpu::{Features, percpu, smp, tables};
+use crate::devices::control;
 use crate::entry;
 use crate::memory::addr::PAGE_SIZE;
 use crate::memory::paging::AddressSpace;
@@ -333,6 +334,7 @@ pub fn commit() {
     }
     report(token, park, p.hole, after);
     x86_64::instructions::interrupts::enable();
+    control::start(token);
 }
 
 /// Refills the hole and prints what happened, the trial's own lines first.

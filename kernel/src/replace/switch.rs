@@ -3,7 +3,7 @@
 use crate::boot::{self, Module};
 use crate::cpu::percpu;
 use crate::cpu::{apic, smp};
-use crate::devices::Frozen;
+use crate::devices::{Frozen, control};
 use crate::image::{Image, VerifyError, verify};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
 use crate::memory::vm::{self, Surroundings, TablePool};
@@ -112,6 +112,8 @@ pub enum ReplaceError {
     },
     /// A device was being attached or detached, or xenstore did not answer, for seconds.
     Devices,
+    /// The domain was asked to end: a new image would not know.
+    Ending,
     /// The handover does not fit what is reserved for it.
     TooMuch(&'static str),
     /// There is no local APIC in x2APIC mode to park the other vCPUs with.
@@ -146,6 +148,7 @@ impl fmt::Display for ReplaceError {
                 frames * PAGE_SIZE / 1024
             ),
             Self::Devices => f.write_str("devices did not come to rest; try again later"),
+            Self::Ending => f.write_str("the domain was asked to end"),
             Self::TooMuch(what) => write!(f, "too much to hand over: {what}"),
             Self::NoApic => f.write_str("the other vCPUs cannot be parked: no x2APIC"),
             Self::NotParked { vcpu } => {
@@ -454,6 +457,10 @@ impl Loaded {
         };
         let limit_ns = options.trial_limit_ns.min(TRIAL_LIMIT_MAX_NS);
         let devices = Frozen::new().ok_or(ReplaceError::Devices)?;
+        // From here on no request is taken: it waits in xenstore for the next image.
+        if control::requested().is_some() {
+            return Err(ReplaceError::Ending);
+        }
         let watchdog = Watchdog::arm(token, vcpus, limit_ns);
         self.write_record(options, &park, hole, vcpus, &watchdog)?;
         let test = if options.faults().lose_nmi {

@@ -9,6 +9,7 @@
 //! Input waits in the ring until somebody reads it, so it takes no memory; the port has no handler
 //! before that.
 
+use crate::abi::typed::Typed;
 use crate::devices::uart;
 use crate::memory::Gfn;
 use crate::replace::trial;
@@ -58,12 +59,14 @@ struct State {
     dropped: u64,
     /// The backend made no room in time: nobody waits for it until it does.
     stuck: bool,
+    typed: Typed,
 }
 
 static STATE: Lock<State> = Lock::new(State {
     console: None,
     dropped: 0,
     stuck: false,
+    typed: Typed::new(),
 });
 
 impl Console {
@@ -221,52 +224,77 @@ pub static INPUT: WaitQueue = WaitQueue::new();
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
 impl Console {
-    /// Takes input that is there; returns how many bytes.
-    fn take(&self, token: Committed, buf: &mut [u8]) -> usize {
+    /// Bytes in the input ring; a backend that lies: what it says is there is not looked at.
+    fn typed(&self) -> u32 {
         let ring = self.ring();
-        // SAFETY: `set`'s promise: the ring is mapped; indices are taken modulo its size; the
-        // backend writes from in_prod on only, and in_cons moves after the bytes are read.
-        let count = unsafe {
-            let mut cons = (*ring).in_cons.load(Ordering::Relaxed);
-            let there = (*ring).in_prod.load(Ordering::Acquire).wrapping_sub(cons);
-            // A backend that lies: what it says is there is not looked at.
-            let there = if there > IN_SIZE { 0 } else { there };
-            let count = buf.len().min(there as usize);
-            let input = (&raw const (*ring).input).cast::<u8>();
-            for (to, _) in buf.iter_mut().zip(0..count) {
-                *to = input.add((cons % IN_SIZE) as usize).read_volatile();
-                cons = cons.wrapping_add(1);
-            }
-            fence(Ordering::AcqRel);
-            (*ring).in_cons.store(cons, Ordering::Release);
-            count
+        // SAFETY: `set`'s promise: the ring is mapped; both fields are atomics.
+        let (cons, prod) = unsafe {
+            (
+                (*ring).in_cons.load(Ordering::Relaxed),
+                (*ring).in_prod.load(Ordering::Acquire),
+            )
         };
-        if count != 0 {
-            let _ = hypercall::send(token, self.port);
+        let there = prod.wrapping_sub(cons);
+        if there > IN_SIZE { 0 } else { there }
+    }
+
+    /// Takes the byte that was typed first.
+    fn take(&self) -> Option<u8> {
+        if self.typed() == 0 {
+            return None;
         }
-        count
+        let ring = self.ring();
+        // SAFETY: `set`'s promise: the ring is mapped; the index is taken modulo its size; the
+        // backend writes from in_prod on only, and in_cons moves after the byte is read.
+        unsafe {
+            let cons = (*ring).in_cons.load(Ordering::Relaxed);
+            let input = (&raw const (*ring).input).cast::<u8>();
+            let byte = input.add((cons % IN_SIZE) as usize).read_volatile();
+            fence(Ordering::AcqRel);
+            let cons = cons.wrapping_add(1);
+            (*ring).in_cons.store(cons, Ordering::Release);
+            Some(byte)
+        }
     }
 }
 
-/// Takes input that is there, without waiting; returns how many bytes. Nothing in a trial, or
-/// without a paravirtual console.
-pub fn read(buf: &mut [u8]) -> usize {
-    let Some(token) = Committed::get() else {
-        return 0;
-    };
-    let state = STATE.lock();
-    let console = state.console;
-    console.map_or(0, |console| console.take(token, buf))
+/// Reads what was typed, without waiting (see `abi/typed.rs` for what becomes of it); 0 is the end
+/// of the input, `None` that there is nothing yet. Nothing comes in a trial, or without a
+/// paravirtual console.
+pub fn read(buf: &mut [u8]) -> Option<usize> {
+    let token = Committed::get()?;
+    let mut state = STATE.lock();
+    let console = state.console?;
+    let mut taken = false;
+    let count = state.typed.read(buf, || {
+        let byte = console.take();
+        taken |= byte.is_some();
+        byte
+    });
+    drop(state);
+    if taken {
+        console.notify(token);
+    }
+    count
 }
 
-/// Waits for input until `deadline` (system time, in ns); `None` when it is over, or where there is
-/// no paravirtual console.
+/// Whether [`read`] has something to give.
+pub fn has_input() -> bool {
+    let state = STATE.lock();
+    Committed::get().is_some()
+        && state
+            .console
+            .is_some_and(|console| state.typed.is_end() || console.typed() != 0)
+}
+
+/// Reads what was typed, waiting until `deadline` (system time, in ns); `None` when it is over, or
+/// where there is no paravirtual console.
 pub fn read_until(deadline: Option<u64>, buf: &mut [u8]) -> Option<usize> {
     listen()?;
     if buf.is_empty() {
         return Some(0);
     }
-    INPUT.wait_until(deadline, || Some(read(buf)).filter(|n| *n != 0))
+    INPUT.wait_until(deadline, || read(buf))
 }
 
 /// Has [`INPUT`] woken when there is input; `None` where there is no paravirtual console.

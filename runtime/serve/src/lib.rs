@@ -146,6 +146,19 @@ struct Shared<S> {
     seats: Box<[Seat]>,
     open: AtomicUsize,
     stop: AtomicBool,
+    drain: AtomicBool,
+    /// Connections may still be dealt out.
+    accepting: AtomicBool,
+}
+
+impl<S> Shared<S> {
+    /// Has all threads look at the flags.
+    fn wake(&self) {
+        for seat in &self.seats {
+            // It fails only when the poller is broken: then its thread has ended already.
+            let _ = seat.poller.notify();
+        }
+    }
 }
 
 /// A server; a clone is the same one.
@@ -188,6 +201,8 @@ impl<S: Service> Server<S> {
             seats,
             open: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            drain: AtomicBool::new(false),
+            accepting: AtomicBool::new(true),
         })))
     }
 
@@ -220,7 +235,8 @@ impl<S: Service> Server<S> {
         stats
     }
 
-    /// Binds and serves; returns after [`Server::stop`]. The calling thread is one of the server's.
+    /// Binds and serves; returns after [`Server::stop`] or [`Server::drain`]. The calling thread is one of the
+    /// server's.
     ///
     /// # Errors
     /// When the address can't be bound, a thread not be started, or waiting fails.
@@ -228,8 +244,8 @@ impl<S: Service> Server<S> {
         self.run(&TcpListener::bind(address)?)
     }
 
-    /// Serves a listener's connections; returns after [`Server::stop`]. The calling thread is one
-    /// of the server's.
+    /// Serves a listener's connections; returns after [`Server::stop`] or [`Server::drain`]. The
+    /// calling thread is one of the server's.
     ///
     /// # Errors
     /// When a thread can't be started, or waiting fails.
@@ -264,10 +280,15 @@ impl<S: Service> Server<S> {
     /// Ends [`Server::run`]: connections are closed where they are.
     pub fn stop(&self) {
         self.0.stop.store(true, Ordering::Release);
-        for seat in &self.0.seats {
-            // It fails only when the poller is broken: then its thread has ended already.
-            let _ = seat.poller.notify();
-        }
+        self.0.wake();
+    }
+
+    /// Ends [`Server::run`] in good order: no connection is accepted any more, what was asked is
+    /// answered, and a connection is closed as soon as it waits for its next request. How long that
+    /// takes is up to the peers; [`Server::stop`] ends it.
+    pub fn drain(&self) {
+        self.0.drain.store(true, Ordering::Release);
+        self.0.wake();
     }
 }
 

@@ -262,3 +262,56 @@ fn the_last_answer_is_read_though_the_peer_goes_on_sending() {
         assert_eq!(answer, "1 lines\n");
     });
 }
+
+#[test]
+fn draining_answers_what_was_asked_and_closes_what_is_idle() {
+    with_server(LONG, CONFIG, |server, address| {
+        let mut idle = TcpStream::connect(address).unwrap();
+        let mut half = TcpStream::connect(address).unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        half.write_all(b"ha").unwrap();
+        // More than the sockets' buffers hold: it is being sent while the server drains.
+        let asked = 40;
+        slow.write_all(&b"big\n".repeat(asked)).unwrap();
+        let start = Instant::now();
+        while server.stats().accepted < 3 || server.stats().received < 2 + 4 * asked as u64 {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(5));
+        }
+        server.drain();
+        let mut answer = String::new();
+        idle.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "");
+        half.write_all(b"lf\n").unwrap();
+        half.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "half\n");
+        let mut bytes = Vec::new();
+        slow.read_to_end(&mut bytes).unwrap();
+        assert!(bytes == BIG.repeat(asked));
+        drop((idle, half, slow));
+        // By itself: nobody has stopped it.
+        while server.stats().open > 0 {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+}
+
+#[test]
+fn a_drained_server_ends_by_itself() {
+    let server = Server::new(Lines { patience: LONG }, CONFIG).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| server.run(&listener));
+        let _stop = Stop(&server);
+        assert_eq!(exchange(address, b"quit\n"), b"1 lines\n");
+        server.drain();
+        let start = Instant::now();
+        while !running.is_finished() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(5));
+        }
+        running.join().unwrap().unwrap();
+    });
+}

@@ -62,6 +62,8 @@ struct Worker<'a, S: Service> {
     input: Box<[u8]>,
     output: Output,
     now: Instant,
+    /// No connection is waited with for its next request.
+    draining: bool,
 }
 
 /// Runs thread `index` until the server is stopped. One of them has the listener.
@@ -83,6 +85,7 @@ pub fn run<S: Service>(
         input: vec![0; READ].into_boxed_slice(),
         output: Output::default(),
         now: Instant::now(),
+        draining: false,
     };
     let mut acceptor = listener.map(|listener| Acceptor {
         listener,
@@ -94,6 +97,24 @@ pub fn run<S: Service>(
     }
     let mut events = Events::new();
     while !shared.stop.load(Ordering::Acquire) {
+        if shared.drain.load(Ordering::Acquire) {
+            if acceptor.take().is_some() {
+                if let Some(listener) = listener {
+                    seat.poller.delete(listener)?;
+                }
+                shared.accepting.store(false, Ordering::Release);
+                shared.wake();
+            }
+            // Before the queue is looked at: nothing is put there any more.
+            let last = !shared.accepting.load(Ordering::Acquire);
+            for stream in seat.take_queue() {
+                worker.adopt(stream);
+            }
+            worker.drain();
+            if last && worker.is_empty() {
+                break;
+            }
+        }
         let wake = [
             worker.timers.next(),
             acceptor.as_ref().and_then(|a| a.rests_until),
@@ -248,6 +269,33 @@ impl<S: Service> Worker<'_, S> {
         self.turn(index);
     }
 
+    /// Takes no more requests but those that are here: idle connections are closed, others when
+    /// they become idle.
+    fn drain(&mut self) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        for index in 0..self.connections.len() {
+            // What it has sent is still answered, and closes it.
+            self.turn(index);
+            let Some(mut c) = self.connections.get_mut(index).and_then(Option::take) else {
+                continue;
+            };
+            if c.state == State::Reading
+                && c.pending.is_empty()
+                && self.start_linger(index, &mut c).is_err()
+            {
+                self.close(index, c);
+                continue;
+            }
+            self.put_back(index, c);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.free.len() == self.connections.len()
+    }
+
     /// Lets a connection do what it can.
     fn turn(&mut self, index: usize) {
         let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
@@ -353,6 +401,9 @@ impl<S: Service> Worker<'_, S> {
             match step.next {
                 Next::Flush => {}
                 Next::Close => return Ok((consumed, self.start_linger(index, c)?)),
+                Next::Wait if self.draining && consumed == input.len() => {
+                    return Ok((consumed, self.start_linger(index, c)?));
+                }
                 Next::Wait => {
                     let pending = input.len() - consumed;
                     let patience = self.shared.service.patience(&c.session, pending);

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use segue_image::{App, build_app};
 
+use crate::output::outln;
+
 /// Build an app: its image, bundle and xl configurations.
 ///
 /// Runs cargo for the image target, then writes APP.img (for `xl`, type hvm), APP.elf (type pvh),
@@ -36,10 +38,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         folder: ".".into(),
     })?;
     let ident = report.files.ident;
-    println!("{} {}:", ident.name, ident.version);
-    crate::image::print(&report.files);
+    outln!("{} {}:", ident.name, ident.version)?;
+    crate::image::print(&report.files)?;
     for config in [&report.hvm_config, &report.pvh_config] {
-        println!("{:>15}  {}", "xl create", config.path.display());
+        outln!("{:>15}  {}", "xl create", config.path.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,8 @@ use segue_kernel::image::{Name, Version};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::output::outln;
+
 /// Make the files that start a linked app.
 ///
 /// Writes NAME.img (for `xl`, type hvm), NAME.elf (type pvh) and NAME.bundle (for upgrades).
@@ -48,17 +50,17 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         out_dir: arguments.out,
     };
     let report = build(&options).context("the image was not built")?;
-    print(&report);
+    print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what was made, with sizes.
-pub fn print(report: &Report) {
+pub fn print(report: &Report) -> std::io::Result<()> {
     for output in [&report.img, &report.elf, &report.bundle] {
-        println!("{:>9} bytes  {}", output.len, output.path.display());
+        outln!("{:>9} bytes  {}", output.len, output.path.display())?;
     }
-    println!(
+    outln!(
         "{:>9} bytes  in memory, without stacks and heap",
         report.span
-    );
+    )
 }

@@ -1,5 +1,6 @@
 //! `segue lab`: the lab for people.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use segue_lab::{
     Domain, DomainConfig, DomainType, HOST_PACKAGES, Lab, LabConfig, Session, ensure_host_tools,
 };
+
+use crate::output::outln;
 
 /// Arguments of `segue lab`.
 #[derive(Debug, Args)]
@@ -145,8 +148,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                 words => quoted(words),
             };
             let output = lab.host().exec_for(&line, Duration::from_secs(3600))?;
-            print!("{}", output.stdout);
             eprint!("{}", output.stderr);
+            std::io::stdout().write_all(output.stdout.as_bytes())?;
             Ok(exit_code(output.status))
         }
         Command::Put { local, remote } => {
@@ -158,7 +161,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(run) => run_domain(config, run),
-        Command::Status => Ok(status(&config)),
+        Command::Status => status(&config),
         Command::Clean => clean(&config),
     }
 }
@@ -256,17 +259,17 @@ fn run_domain(config: LabConfig, run: Run) -> Result<ExitCode> {
         domain.domid(),
         start.elapsed().as_secs_f64()
     );
-    Ok(show(&domain, Duration::from_secs(run.timeout)))
+    show(&domain, Duration::from_secs(run.timeout))
 }
 
 /// Prints a domain's lines until it ends.
-fn show(domain: &Domain, timeout: Duration) -> ExitCode {
+fn show(domain: &Domain, timeout: Duration) -> Result<ExitCode> {
     let start = Instant::now();
     let mut known = 0;
     loop {
         let more = domain.wait_more(known, Duration::from_millis(200));
         for line in domain.lines_from(known) {
-            println!("{line}");
+            outln!("{line}")?;
             known += 1;
         }
         if more {
@@ -282,42 +285,42 @@ fn show(domain: &Domain, timeout: Duration) -> ExitCode {
                 "lab: domain {} ended: {reason}, after {seconds:.1} s",
                 domain.name()
             );
-            return if reason.is_clean() {
+            return Ok(if reason.is_clean() {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
-            };
+            });
         }
         if stopped() {
             eprintln!("lab: interrupted; domain {} is destroyed", domain.name());
-            return ExitCode::from(130);
+            return Ok(ExitCode::from(130));
         }
         if elapsed > timeout {
             eprintln!(
                 "lab: domain {} still ran after {seconds:.1} s and is destroyed",
                 domain.name()
             );
-            return ExitCode::from(124);
+            return Ok(ExitCode::from(124));
         }
     }
 }
 
-fn status(config: &LabConfig) -> ExitCode {
+fn status(config: &LabConfig) -> Result<ExitCode> {
     if let Some(host) = &config.xen_host {
-        println!("host: {host} (SEGUE_XEN_HOST)");
-        return ExitCode::SUCCESS;
+        outln!("host: {host} (SEGUE_XEN_HOST)")?;
+        return Ok(ExitCode::SUCCESS);
     }
-    println!("folder: {}", config.dir.display());
+    outln!("folder: {}", config.dir.display())?;
     match Session::find(config) {
         Some(session) => {
-            println!("session: up, process {}", session.pid);
-            println!("memory for domains: {} MiB", session.domains_mib);
-            println!("log: {}", session.run_dir.join("xen.log").display());
-            ExitCode::SUCCESS
+            outln!("session: up, process {}", session.pid)?;
+            outln!("memory for domains: {} MiB", session.domains_mib)?;
+            outln!("log: {}", session.run_dir.join("xen.log").display())?;
+            Ok(ExitCode::SUCCESS)
         }
         None => {
-            println!("session: none (start one with `segue lab up`)");
-            ExitCode::FAILURE
+            outln!("session: none (start one with `segue lab up`)")?;
+            Ok(ExitCode::FAILURE)
         }
     }
 }

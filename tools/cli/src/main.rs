@@ -6,6 +6,7 @@ mod build;
 mod image;
 mod lab;
 mod new;
+mod output;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {
+        if output::is_closed(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("segue: {error:#}");
         ExitCode::FAILURE
     })

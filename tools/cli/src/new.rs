@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+use crate::output::outln;
+
 /// Make a new app that builds at once.
 ///
 /// Writes apps/NAME with Cargo.toml and src/main.rs, in the workspace that the current folder is
@@ -27,9 +29,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let root = workspace(&here)?;
     let folder = create(&root, &arguments.name, arguments.files)?;
     let shown = folder.strip_prefix(&here).unwrap_or(&folder);
-    println!("{}: a new app", shown.display());
-    println!("build it:  make image APP={}", arguments.name);
-    println!("run it:    make run APP={}", arguments.name);
+    outln!("{}: a new app", shown.display())?;
+    outln!("build it:  make image APP={}", arguments.name)?;
+    outln!("run it:    make run APP={}", arguments.name)?;
     Ok(ExitCode::SUCCESS)
 }
 

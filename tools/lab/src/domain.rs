@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
+use std::process::ChildStdin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -217,6 +218,8 @@ pub struct Domain {
 #[derive(Debug)]
 struct Channels {
     watcher: Guarded,
+    /// What is written here is typed on the PV console.
+    keyboard: Option<ChildStdin>,
     _consoles: Vec<Guarded>,
 }
 
@@ -289,6 +292,7 @@ impl Domain {
     fn follow(&self, config: &DomainConfig) -> Result<()> {
         let domid = self.domid;
         let mut consoles = Vec::new();
+        let mut keyboard = None;
         let mut commands = vec![(Source::Pv, format!("exec xl console -t pv {domid}"))];
         if config.kind == DomainType::Hvm {
             let file = config.uart_file();
@@ -299,6 +303,9 @@ impl Domain {
             if let Some(stdout) = channel.child().take_stdout() {
                 let log = Arc::clone(&self.log);
                 thread::spawn(move || log.follow(source, stdout));
+            }
+            if source == Source::Pv {
+                keyboard = channel.child().take_stdin();
             }
             consoles.push(channel);
         }
@@ -315,6 +322,7 @@ impl Domain {
         }
         *self.channels() = Some(Channels {
             watcher,
+            keyboard,
             _consoles: consoles,
         });
         Ok(())
@@ -375,6 +383,23 @@ impl Domain {
     pub fn wait_more(&self, known: usize, timeout: Duration) -> bool {
         let waited = self.log.wait_line(known, |_| true, timeout);
         matches!(waited, Waited::Found(_))
+    }
+
+    /// Types on the PV console, byte for byte; the key Enter is a carriage return.
+    ///
+    /// # Errors
+    /// When the console's connection has ended.
+    pub fn type_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let mut channels = self.channels();
+        let keyboard = channels.as_mut().and_then(|c| c.keyboard.as_mut());
+        let typed = keyboard.is_some_and(|k| k.write_all(bytes).and_then(|()| k.flush()).is_ok());
+        if typed {
+            Ok(())
+        } else {
+            Err(LabError::NoKeyboard {
+                name: self.name.clone(),
+            })
+        }
     }
 
     /// Waits for the domain's end, and for what it printed to arrive. The

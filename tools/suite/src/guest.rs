@@ -266,6 +266,42 @@ impl Running<'_> {
         Ok(line)
     }
 
+    /// Its number in Xen.
+    pub fn domid(&self) -> u32 {
+        self.domain.domid()
+    }
+
+    /// Types on its console; `\r` is the key Enter.
+    pub fn type_text(&self, text: &str) -> Result<()> {
+        Ok(self.domain.type_bytes(text.as_bytes())?)
+    }
+
+    /// Passes over the lines that are there.
+    pub fn skip(&mut self) {
+        self.seen = self.domain.lines().len();
+    }
+
+    /// The last line so far that begins so.
+    pub fn last_line(&self, start: &str) -> Result<Line> {
+        let mut lines = self.domain.lines().into_iter().rev();
+        lines
+            .find(|line| line.text.starts_with(start))
+            .with_context(|| format!("no line '{start}…'"))
+    }
+
+    /// The next line that begins so.
+    pub fn wait_for(&mut self, start: &str) -> Result<Line> {
+        while let Some(line) = self.next_line()? {
+            if line.text.starts_with(start) {
+                return Ok(line);
+            }
+        }
+        bail!(
+            "the domain ended without a line '{start}…'; its last lines:\n{}",
+            tail(&self.domain.lines())
+        )
+    }
+
     /// Follows it to its end.
     pub fn finish(mut self, mut each: impl FnMut(&Line)) -> Result<Run> {
         let limit = self.patience * LIMIT;

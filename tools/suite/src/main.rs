@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod control;
 mod demo;
 mod guest;
 mod images;

@@ -233,6 +233,9 @@ fn cases() -> Vec<Case> {
             web_server(s, kind, address)
         }));
     }
+    for (name, test, kind) in crate::control::tests() {
+        all.push(case(name, move |s| test(&s.xen, &s.images, kind)));
+    }
     all.extend([
         case(
             "switch::hypercalls_are_the_same_for_2_and_8_vcpus",
