@@ -39,6 +39,10 @@ pub struct Images {
     pub stdtest: Image,
     /// The web server.
     pub httpd: Image,
+    /// The key-value store.
+    pub kv: Image,
+    /// Sends back what it is sent.
+    pub echo: Image,
 }
 
 impl Images {
@@ -52,6 +56,8 @@ impl Images {
         let gauntlet = image("gauntlet", None, &[], out)?;
         let stdtest = image("stdtest", None, &[], out)?;
         let httpd = image("httpd", None, &[], out)?;
+        let kv = image("kv", None, &[], out)?;
+        let echo = image("echo", None, &[], out)?;
         let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
         let clock = image("clock", None, &[], out)?;
         let clock_bundles = out.join("clock.bundles");
@@ -74,11 +80,13 @@ impl Images {
             gauntlet,
             stdtest,
             httpd,
+            kv,
+            echo,
         })
     }
 
     /// Each of them.
-    pub fn all(&self) -> [&Image; 7] {
+    pub fn all(&self) -> [&Image; 9] {
         [
             &self.hello,
             &self.clock,
@@ -87,6 +95,8 @@ impl Images {
             &self.gauntlet,
             &self.stdtest,
             &self.httpd,
+            &self.kv,
+            &self.echo,
         ]
     }
 }

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod guest;
 mod images;
+mod net;
 mod qemu;
 mod test;
 
