@@ -15,6 +15,8 @@ pub struct Xen {
     lab: Lab,
     slots: Slots,
     patience: Duration,
+    /// The script for network devices is there.
+    has_script: Mutex<bool>,
 }
 
 /// Domains at a time: the emulated machine has two processors.
@@ -34,12 +36,32 @@ impl Xen {
             lab,
             slots: Slots::default(),
             patience: PATIENCE.mul_f64(factor),
+            has_script: Mutex::new(false),
         })
+    }
+
+    /// Copies what network devices need to the host, once.
+    fn prepare_network(&self) -> Result<()> {
+        let there = self.has_script.lock();
+        let mut there = there.unwrap_or_else(PoisonError::into_inner);
+        if !*there {
+            let (local, remote) = VIF_SCRIPT;
+            self.host().exec("mkdir -p /tmp/segue")?.check()?;
+            self.host().put(Path::new(local), remote)?;
+            self.host().exec(&format!("chmod +x {remote}"))?.check()?;
+            *there = true;
+        }
+        Ok(())
     }
 
     /// The host.
     pub fn host(&self) -> &XenHost {
         self.lab.host()
+    }
+
+    /// How many times slower it is than where the times in tests were chosen; at least 1.
+    pub fn slowness(&self) -> f64 {
+        self.patience.as_secs_f64() / PATIENCE.as_secs_f64()
     }
 
     /// How long a domain may print nothing before it is given up.
@@ -126,7 +148,10 @@ impl fmt::Display for Kind {
 }
 
 /// A network device on the lab's bridge, as `xl` is told.
-pub const VIF: &str = "type=vif,bridge=xenbr0";
+pub const VIF: &str = "type=vif,bridge=xenbr0,script=/tmp/segue/vif";
+
+/// Its script, and where it goes.
+const VIF_SCRIPT: (&str, &str) = ("tools/suite/dom0/vif", "/tmp/segue/vif");
 
 /// A domain to be.
 pub struct Guest {
@@ -204,6 +229,7 @@ impl Guest {
         config.vcpus = self.vcpus;
         if let Some(address) = &self.address {
             // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
+            xen.prepare_network()?;
             config.extra.push(format!("vif=['{VIF}']"));
             config.cmdline = format!("segue.ip={address}/24 {}", self.cmdline);
         }

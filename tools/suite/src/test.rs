@@ -54,6 +54,10 @@ impl Shared {
             .running
             .push((case.name.clone(), Instant::now()));
         let result = (case.body)(self);
+        if let Err(error) = &result {
+            // Now, too: the summary is far.
+            eprintln!("suite: {} failed: {error:#}", case.name);
+        }
         let mut progress = self.progress();
         progress.running.retain(|(name, _)| *name != case.name);
         progress.done += 1;
