@@ -448,10 +448,9 @@ impl Interface {
         let Some(source) = self.source_for(question.addr) else {
             return;
         };
-        let frame;
-        match (question.addr, source) {
+        let frame = match (question.addr, source) {
             (IpAddr::V4(target), IpAddr::V4(source)) => {
-                frame = self.arp_request(source, target, question.mac);
+                self.arp_request(source, target, question.mac)
             }
             (IpAddr::V6(target), IpAddr::V6(source)) => {
                 // The solicited-node group (RFC 4291 section 2.7.1), or the neighbour itself.
@@ -467,10 +466,10 @@ impl Interface {
                     lladdr: Some(EthernetAddress(self.caps.mac).into()),
                 };
                 let to = question.mac.or_else(|| group_mac(dst.into()));
-                frame = self.ndisc(message, source, dst, to.unwrap_or([0xff; 6]));
+                self.ndisc(message, source, dst, to.unwrap_or([0xff; 6]))
             }
             _ => return,
-        }
+        };
         let _ = self.send(&[&frame], TxMeta::default(), true, stats);
     }
 

@@ -211,7 +211,10 @@ fn httpd_in_24_mib(s: &Shared, t: &Test) -> Result<()> {
 
 /// 32 connections for some seconds: no error, and each answer is the page.
 fn wrk(s: &Shared, t: &Test, server: &Server<'_>) -> Result<()> {
-    let said = server.run(&format!("wrk -t2 -c32 -d6s http://{}:80/", server.address))?;
+    let said = server.run(&format!(
+        "wrk -t2 -c32 -d6s --timeout 10s http://{}:80/",
+        server.address
+    ))?;
     let rate = said.lines().find_map(|l| l.strip_prefix("Requests/sec:"));
     let rate: f64 = rate.context("no rate")?.trim().parse()?;
     expect(rate > 20.0, "hardly an answer", &said)?;
