@@ -10,15 +10,15 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::iface::{Interface as Control, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, dns};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, Ipv6Packet, NdiscOption, NdiscOptionRepr,
-    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
+    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, Ipv6Packet, NdiscNeighborFlags, NdiscOption,
+    NdiscOptionRepr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
 };
 
 /// Most addresses of an interface (smoltcp's limit is the same).
@@ -32,6 +32,11 @@ const INBOX: usize = 64;
 /// Router solicitations, and the time between two (RFC 4861 section 10), in ns.
 const SOLICITATIONS: u8 = 3;
 const SOLICIT_EVERY: u64 = 4_000_000_000;
+/// How often a new address is announced, and the time between two (RFC 4861 section 10; RFC 5227
+/// has one less for ARP), in ns.
+const ANNOUNCEMENTS: u8 = 3;
+const ANNOUNCE_EVERY: u64 = 1_000_000_000;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// How often smoltcp is called while group reports may be due, in ns.
 const REPORTS_EVERY: u64 = 100_000_000;
 /// How long they may be due after a query, in ns (the longest response time is 25.5 s in IGMPv2).
@@ -146,6 +151,8 @@ pub struct Interface {
     reports_until: u64,
     solicitations: u8,
     solicit_at: u64,
+    announcements: u8,
+    announce_at: u64,
     outbox: VecDeque<Outgoing>,
 }
 
@@ -244,6 +251,8 @@ impl Interface {
             reports_until: 0,
             solicitations: 0,
             solicit_at: now,
+            announcements: 0,
+            announce_at: now,
             outbox: VecDeque::new(),
         };
         if new.has_v6() {
@@ -299,6 +308,7 @@ impl Interface {
         if usable(address.cidr.addr) && !self.has(address.cidr.addr) {
             let _ = self.addresses.try_push(address);
             self.tell_control();
+            (self.announcements, self.announce_at) = (ANNOUNCEMENTS, 0);
         }
     }
 
@@ -438,24 +448,9 @@ impl Interface {
         let Some(source) = self.source_for(question.addr) else {
             return;
         };
-        let me = EthernetAddress(self.caps.mac);
-        let mut frame = Vec::new();
-        match (question.addr, source) {
+        let frame = match (question.addr, source) {
             (IpAddr::V4(target), IpAddr::V4(source)) => {
-                let to = question.mac.unwrap_or([0xff; 6]);
-                let arp = ArpRepr::EthernetIpv4 {
-                    operation: ArpOperation::Request,
-                    source_hardware_addr: me,
-                    source_protocol_addr: source,
-                    target_hardware_addr: EthernetAddress(question.mac.unwrap_or_default()),
-                    target_protocol_addr: target,
-                };
-                frame.resize(ip::ETHERNET + arp.buffer_len(), 0);
-                let mut out = EthernetFrame::new_unchecked(&mut frame[..]);
-                out.set_src_addr(me);
-                out.set_dst_addr(EthernetAddress(to));
-                out.set_ethertype(EthernetProtocol::Arp);
-                arp.emit(&mut ArpPacket::new_unchecked(out.payload_mut()));
+                self.arp_request(source, target, question.mac)
             }
             (IpAddr::V6(target), IpAddr::V6(source)) => {
                 // The solicited-node group (RFC 4291 section 2.7.1), or the neighbour itself.
@@ -468,14 +463,54 @@ impl Interface {
                 };
                 let message = NdiscRepr::NeighborSolicit {
                     target_addr: target,
-                    lladdr: Some(me.into()),
+                    lladdr: Some(EthernetAddress(self.caps.mac).into()),
                 };
                 let to = question.mac.or_else(|| group_mac(dst.into()));
-                frame = self.ndisc(message, source, dst, to.unwrap_or([0xff; 6]));
+                self.ndisc(message, source, dst, to.unwrap_or([0xff; 6]))
             }
             _ => return,
-        }
+        };
         let _ = self.send(&[&frame], TxMeta::default(), true, stats);
+    }
+
+    /// An ARP request, to all or to who had the address.
+    fn arp_request(&self, source: Ipv4Addr, target: Ipv4Addr, to: Option<Mac>) -> Vec<u8> {
+        let me = EthernetAddress(self.caps.mac);
+        let arp = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: me,
+            source_protocol_addr: source,
+            target_hardware_addr: EthernetAddress(to.unwrap_or_default()),
+            target_protocol_addr: target,
+        };
+        let mut frame = alloc::vec![0; ip::ETHERNET + arp.buffer_len()];
+        let mut out = EthernetFrame::new_unchecked(&mut frame[..]);
+        out.set_src_addr(me);
+        out.set_dst_addr(EthernetAddress(to.unwrap_or([0xff; 6])));
+        out.set_ethertype(EthernetProtocol::Arp);
+        arp.emit(&mut ArpPacket::new_unchecked(out.payload_mut()));
+        frame
+    }
+
+    /// Tells the link where our addresses are (RFC 5227 section 2.3, RFC 4861 section 7.2.6). Who
+    /// remembers another device for one of them, which a domain before us had, would send there
+    /// for seconds otherwise.
+    fn announce(&mut self, stats: &mut Stats) {
+        for address in self.addresses.clone() {
+            let frame = match address.cidr.addr {
+                IpAddr::V4(a) => self.arp_request(a, a, None),
+                IpAddr::V6(a) => {
+                    let message = NdiscRepr::NeighborAdvert {
+                        flags: NdiscNeighborFlags::OVERRIDE,
+                        target_addr: a,
+                        lladdr: Some(EthernetAddress(self.caps.mac).into()),
+                    };
+                    let to = group_mac(ALL_NODES.into()).unwrap_or([0xff; 6]);
+                    self.ndisc(message, a, ALL_NODES, to)
+                }
+            };
+            let _ = self.send(&[&frame], TxMeta::default(), true, stats);
+        }
     }
 
     /// A frame with a neighbour discovery message.
@@ -672,6 +707,7 @@ impl Interface {
             .chain(self.control_due)
             .chain(self.neighbors.deadline())
             .chain((self.solicitations > 0).then_some(self.solicit_at))
+            .chain((self.announcements > 0).then_some(self.announce_at))
             .min()
     }
 
@@ -679,6 +715,11 @@ impl Interface {
     /// name servers have changed.
     pub fn run(&mut self, now: u64, stats: &mut Stats) -> bool {
         let mut changed = self.expire(now);
+        if self.announcements > 0 && self.announce_at <= now {
+            self.announcements -= 1;
+            self.announce_at = now.saturating_add(ANNOUNCE_EVERY);
+            self.announce(stats);
+        }
         if self.solicitations > 0 && self.solicit_at <= now {
             self.solicitations -= 1;
             self.solicit_at = now.saturating_add(SOLICIT_EVERY);

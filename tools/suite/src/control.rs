@@ -8,13 +8,12 @@ use segue_lab::{EndReason, Line, Output};
 use crate::guest::{Event, Guest, Kind, Running, Xen};
 use crate::images::Images;
 
-/// A test's name and what it does.
-pub type Test = (String, fn(&Xen, &Images, Kind) -> Result<()>, Kind);
+/// What a test does.
+pub type Test = fn(&Xen, &Images, Kind) -> Result<()>;
 
-/// All tests of this file.
-pub fn tests() -> Vec<Test> {
-    let both: [(&str, fn(&Xen, &Images, Kind) -> Result<()>); 2] =
-        [("console_input", console_input), ("goes_on", goes_on)];
+/// All tests of this file, with their names.
+pub fn tests() -> Vec<(String, Test, Kind)> {
+    let both: [(&str, Test); 2] = [("console_input", console_input), ("goes_on", goes_on)];
     let mut all = Vec::new();
     for kind in Kind::ALL {
         for (name, test) in both {
@@ -22,7 +21,7 @@ pub fn tests() -> Vec<Test> {
         }
     }
     // What follows takes the same way with both kinds.
-    let one: [(&str, fn(&Xen, &Images, Kind) -> Result<()>, Kind); 5] = [
+    let one: [(&str, Test, Kind); 5] = [
         ("shutdown_at_once", shutdown_at_once, Kind::Hvm),
         ("notice", notice, Kind::Pvh),
         ("grace_is_over", grace_is_over, Kind::Pvh),

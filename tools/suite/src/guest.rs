@@ -15,6 +15,8 @@ pub struct Xen {
     lab: Lab,
     slots: Slots,
     patience: Duration,
+    /// The script for network devices is there.
+    has_script: Mutex<bool>,
 }
 
 /// Domains at a time: the emulated machine has two processors.
@@ -34,12 +36,32 @@ impl Xen {
             lab,
             slots: Slots::default(),
             patience: PATIENCE.mul_f64(factor),
+            has_script: Mutex::new(false),
         })
+    }
+
+    /// Copies what network devices need to the host, once.
+    fn prepare_network(&self) -> Result<()> {
+        let there = self.has_script.lock();
+        let mut there = there.unwrap_or_else(PoisonError::into_inner);
+        if !*there {
+            let (local, remote) = VIF_SCRIPT;
+            self.host().exec("mkdir -p /tmp/segue")?.check()?;
+            self.host().put(Path::new(local), remote)?;
+            self.host().exec(&format!("chmod +x {remote}"))?.check()?;
+            *there = true;
+        }
+        Ok(())
     }
 
     /// The host.
     pub fn host(&self) -> &XenHost {
         self.lab.host()
+    }
+
+    /// How many times slower it is than where the times in tests were chosen; at least 1.
+    pub fn slowness(&self) -> f64 {
+        self.patience.as_secs_f64() / PATIENCE.as_secs_f64()
     }
 
     /// How long a domain may print nothing before it is given up.
@@ -133,6 +155,12 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A network device on the lab's bridge, as `xl` is told.
+pub const VIF: &str = "type=vif,bridge=xenbr0,script=/tmp/segue/vif";
+
+/// Its script, and where it goes.
+const VIF_SCRIPT: (&str, &str) = ("tools/suite/dom0/vif", "/tmp/segue/vif");
+
 /// A domain to be.
 pub struct Guest {
     kind: Kind,
@@ -141,7 +169,8 @@ pub struct Guest {
     kernel: PathBuf,
     module: Option<PathBuf>,
     cmdline: String,
-    extra: Vec<String>,
+    /// Address on the lab's bridge.
+    address: Option<String>,
     alone: bool,
 }
 
@@ -158,7 +187,7 @@ impl Guest {
             },
             module: None,
             cmdline: String::new(),
-            extra: Vec::new(),
+            address: None,
             alone: vcpus > 4,
         }
     }
@@ -182,11 +211,9 @@ impl Guest {
         self
     }
 
-    /// With a network device on the lab's bridge, and this address.
+    /// With a network device on the lab's bridge (10.0.0.0/24), and this address.
     pub fn network(mut self, address: &str) -> Guest {
-        // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
-        self.extra.push("vif=['type=vif,bridge=xenbr0']".into());
-        self.cmdline.insert_str(0, &format!("segue.ip={address} "));
+        self.address = Some(address.into());
         self
     }
 
@@ -204,7 +231,12 @@ impl Guest {
         config.cmdline.clone_from(&self.cmdline);
         config.memory_mib = self.memory_mib;
         config.vcpus = self.vcpus;
-        config.extra.clone_from(&self.extra);
+        if let Some(address) = &self.address {
+            // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
+            xen.prepare_network()?;
+            config.extra.push(format!("vif=['{VIF}']"));
+            config.cmdline = format!("segue.ip={address}/24 {}", self.cmdline);
+        }
         let domain = xen.host().create(&config)?;
         Ok(Running {
             domain,
@@ -212,6 +244,19 @@ impl Guest {
             seen: 0,
             _slot: slot,
         })
+    }
+
+    /// Starts it and waits until it says that its network is there.
+    pub fn start_serving<'a>(&self, xen: &'a Xen) -> Result<Running<'a>> {
+        for last in [false, true] {
+            let mut domain = self.start(xen)?;
+            match domain.wait_for_network() {
+                Ok(_) => return Ok(domain),
+                Err(_) if !last && domain.is_lost(self.kind) => tell_lost(),
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("the domain did not start")
     }
 
     /// Runs it to its end.
@@ -225,10 +270,14 @@ impl Guest {
             if !(self.kind == Kind::Hvm && run.end == EndReason::Reboot && run.lines.is_empty()) {
                 return Ok(run);
             }
-            eprintln!("suite: a domain rebooted before its kernel's first line; started again");
+            tell_lost();
         }
         self.start(xen)?.finish(|_| ())
     }
+}
+
+fn tell_lost() {
+    eprintln!("suite: a domain rebooted before its kernel's first line; started again");
 }
 
 /// A domain that runs.
@@ -289,17 +338,41 @@ impl Running<'_> {
             .with_context(|| format!("no line '{start}…'"))
     }
 
-    /// The next line that begins so.
+    /// Waits for a line that begins so and is not behind us yet.
     pub fn wait_for(&mut self, start: &str) -> Result<Line> {
+        let limit = self.patience * LIMIT;
+        let since = Instant::now();
         while let Some(line) = self.next_line()? {
             if line.text.starts_with(start) {
                 return Ok(line);
             }
+            ensure!(
+                since.elapsed() < limit,
+                "no line '{start}…'; the domain's last lines:\n{}",
+                tail(&self.domain.lines())
+            );
         }
         bail!(
             "the domain ended without a line '{start}…'; its last lines:\n{}",
             tail(&self.domain.lines())
         )
+    }
+
+    /// Waits until it says that its first network device is there; gives the line, with the
+    /// addresses.
+    pub fn wait_for_network(&mut self) -> Result<Line> {
+        self.wait_for("segue: net interface=0 mac=")
+    }
+
+    /// Whether TCG lost it, see [`Guest::run`].
+    fn is_lost(&self, kind: Kind) -> bool {
+        let rebooted = self.domain.end() == Some(EndReason::Reboot);
+        kind == Kind::Hvm && rebooted && self.domain.lines().is_empty()
+    }
+
+    /// All it printed so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.domain.lines()
     }
 
     /// Follows it to its end.

@@ -7,6 +7,7 @@ mod control;
 mod demo;
 mod guest;
 mod images;
+mod net;
 mod qemu;
 mod test;
 

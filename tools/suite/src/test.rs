@@ -13,9 +13,11 @@ use crate::guest::{Event, Guest, Kind, Run, Xen};
 use crate::images::Images;
 
 /// What tests share.
-struct Shared {
-    xen: Xen,
-    images: Images,
+pub struct Shared {
+    /// The Xen they run on.
+    pub xen: Xen,
+    /// What they run.
+    pub images: Images,
     start: Instant,
     total: usize,
     progress: Mutex<Progress>,
@@ -24,7 +26,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn note(&self, text: String) {
+    /// Keeps a fact for the end.
+    pub fn note(&self, text: String) {
         let notes = self.notes.lock();
         notes.unwrap_or_else(PoisonError::into_inner).push(text);
     }
@@ -51,6 +54,10 @@ impl Shared {
             .running
             .push((case.name.clone(), Instant::now()));
         let result = (case.body)(self);
+        if let Err(error) = &result {
+            // Now, too: the summary is far.
+            eprintln!("suite: {} failed: {error:#}", case.name);
+        }
         let mut progress = self.progress();
         progress.running.retain(|(name, _)| *name != case.name);
         progress.done += 1;
@@ -82,14 +89,19 @@ impl Shared {
 
 type Body = Box<dyn Fn(&Shared) -> Result<()> + Send>;
 
-struct Case {
+/// One test.
+pub struct Case {
     name: String,
     /// Memory of its domain.
     mib: u64,
     body: Body,
 }
 
-fn case(name: impl Into<String>, body: impl Fn(&Shared) -> Result<()> + Send + 'static) -> Case {
+/// A test of this name, with a small domain.
+pub fn case(
+    name: impl Into<String>,
+    body: impl Fn(&Shared) -> Result<()> + Send + 'static,
+) -> Case {
     Case {
         name: name.into(),
         mib: 64,
@@ -228,11 +240,7 @@ fn cases() -> Vec<Case> {
             std_app(s, kind, vcpus)
         }));
     }
-    for (kind, address) in [(Kind::Hvm, "10.0.0.21"), (Kind::Pvh, "10.0.0.22")] {
-        all.push(case(format!("net::{kind}_httpd"), move |s| {
-            web_server(s, kind, address)
-        }));
-    }
+    all.extend(crate::net::cases());
     for (name, test, kind) in crate::control::tests() {
         all.push(case(name, move |s| test(&s.xen, &s.images, kind)));
     }
@@ -515,31 +523,6 @@ fn std_app(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
     run.explain(run.one("stdtest: done ")?.is("failed", 0))?;
     run.check(count >= 30, || format!("only {count} checks"))?;
     powered_off(&run)
-}
-
-/// A ping and a page through netback, netfront and the whole stack.
-fn web_server(s: &Shared, kind: Kind, address: &str) -> Result<()> {
-    let guest = Guest::new(&s.images.httpd, kind, 2).network(&format!("{address}/24 --"));
-    let mut domain = guest.start(&s.xen)?;
-    loop {
-        let line = domain.next_line()?;
-        let line = line.context("the domain ended without a network")?;
-        if line.text.starts_with("segue: net interface=0 ") && line.text.contains(address) {
-            break;
-        }
-    }
-    let command = format!("ping -c 3 -w 60 {address} && curl -sS -m 60 http://{address}/metrics");
-    let output = s.xen.host().exec(&command)?;
-    let lines = domain.stop()?;
-    ensure!(
-        output.status == 0
-            && output.stdout.contains(" 0% packet loss")
-            && output.stdout.contains("\nsegue_generation 1\n"),
-        "it answered:\n{}\nand its console says:\n{}",
-        output.stdout,
-        crate::guest::tail(&lines)
-    );
-    Ok(())
 }
 
 /// What to do, and what the report calls it.

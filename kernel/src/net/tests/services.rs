@@ -1,6 +1,6 @@
 //! UDP, echo, neighbours, DHCP, router advertisements and DNS between a stack and its peers.
 
-use super::wire::{caps, pair, run};
+use super::wire::{TestNic, caps, pair, run};
 use super::*;
 use crate::net::ip::{self, Out, Sum};
 use crate::net::nic::{Nic, RxMeta, TxMeta};
@@ -223,6 +223,47 @@ fn dhcp_answer(frame: &[u8]) -> Option<Vec<u8>> {
     all.extend([0, 0]);
     all.extend(dhcp);
     Some(all)
+}
+
+#[test]
+fn who_takes_an_address_over_is_heard_of() {
+    let (a, b) = pair(caps(1), caps(2), false);
+    let next = TestNic {
+        caps: caps(3),
+        rx: Arc::clone(&b.rx),
+        tx: Arc::clone(&b.tx),
+        ..b
+    };
+    let mut a = stack("segue.ip=10.0.0.1/24,fd00::1/64", a);
+    let mut b = stack("segue.ip=10.0.0.2/24,fd00::2/64", b);
+    let now = clock();
+    let known = |a: &Stack| {
+        ["10.0.0.2", "fd00::2"].map(|b| {
+            let (_, i) = a.host.each().next().unwrap();
+            i.neighbors.known(b.parse().unwrap())
+        })
+    };
+    for (me, there) in [("10.0.0.1:9", "10.0.0.2:9"), ("[fd00::1]:9", "[fd00::2]:9")] {
+        let (me, there) = (addr(me), addr(there));
+        a.host.send_udp(me, there, 64, None, b"x").unwrap();
+    }
+    run(&mut [&mut a, &mut b], &now, 5 * SECOND, |_, _| false);
+    assert_eq!(known(&a), [Some([2, 0, 0, 0, 0, 2]); 2]);
+    drop(b);
+    next.tx.lock().unwrap().tap = Some(Vec::new());
+    let tap = Arc::clone(&next.tx);
+    let mut b = stack("segue.ip=10.0.0.2/24,fd00::2/64", next);
+    // Told before anybody asks, and not for ever.
+    run(&mut [&mut a], &now, SECOND / 10, |_, _| false);
+    assert_eq!(known(&a), [Some([2, 0, 0, 0, 0, 3]); 2]);
+    run(&mut [&mut a, &mut b], &now, 60 * SECOND, |_, _| false);
+    let sent = tap.lock().unwrap().tap.take().unwrap();
+    let arp = sent.iter().filter(|f| f[12..14] == [8, 6]).count();
+    let adverts = sent
+        .iter()
+        .filter(|f| f[12..14] == [0x86, 0xdd] && f[54] == 136);
+    // The link-local address too.
+    assert_eq!((arp, adverts.count()), (3, 6));
 }
 
 #[test]
