@@ -222,6 +222,8 @@ mod bus {
         client: &'static Client<SharedRing>,
         listener: L,
         devices: Vec<Device>,
+        /// Frames may be kept for a backend that has them mapped.
+        left: bool,
     }
 
     impl<L> core::fmt::Debug for Xenbus<L> {
@@ -250,6 +252,7 @@ mod bus {
                 client,
                 listener,
                 devices: Vec::new(),
+                left: true,
             })
         }
 
@@ -259,11 +262,14 @@ mod bus {
         /// The xenstore client is closed, and with it all that this could do.
         pub fn turn(&mut self, deadline: Option<u64>) -> Result<(), Error> {
             let mut until = deadline;
-            if grant::reap(self.token) != 0 {
+            if self.left {
                 let soon = wait::now().saturating_add(REAP_NS);
                 until = Some(until.map_or(soon, |d| d.min(soon)));
             }
             let Some(event) = self.client.next_event(until, || false)? else {
+                // Not before: the backends of the image before would find their grants gone while
+                // they are still to be told that they are closed.
+                self.left = grant::reap(self.token) != 0;
                 return Ok(());
             };
             let _entered = GATE.enter();
@@ -381,7 +387,7 @@ mod bus {
                         self.client.write(NO, &path, &state.digit())?;
                         if state == State::Initialising {
                             // What the last connection left is free now, or will be asked for.
-                            grant::reap(self.token);
+                            self.left = grant::reap(self.token) != 0;
                         }
                     }
                     Step::Stop(state) => {
@@ -400,10 +406,11 @@ mod bus {
             Ok(())
         }
 
-        fn stop(&self, device: &mut Device) {
+        fn stop(&mut self, device: &mut Device) {
             let Some(status) = device.status.take() else {
                 return;
             };
+            self.left = true;
             status.stopped.store(true, Ordering::Release);
             device.nic = None;
             if core::mem::take(&mut device.announced) {
