@@ -4,15 +4,17 @@
 //! Arguments: names of checks to run; all without. `--fault overflow` and `--fault panic` end the
 //! image in a thread that has a name; `--exit N` ends it with a status; `--switch` replaces the
 //! image by itself from a thread, over and over, as often as there are generations left to
-//! `--until N`.
+//! `--until N`; `--switch-every MS --until N [--unasked]` does so as a server with a network
+//! device, and `--fail ROUNDS` fails to.
 
 mod cells;
 mod clocks;
+mod devices;
 mod faults;
 mod locks;
 mod threads;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A check: an error says what was wrong.
 type Check = fn() -> Result<String, String>;
@@ -64,6 +66,12 @@ fn main() {
         ["--switch", "--until", generation] => {
             return threads::switch(generation.parse().unwrap_or(0));
         }
+        ["--switch-every", ms, "--until", generation, ref rest @ ..] => {
+            let every = Duration::from_millis(ms.parse().unwrap_or(0));
+            let until = generation.parse().unwrap_or(0);
+            return devices::switch(every, until, rest == ["--unasked"]);
+        }
+        ["--fail", rounds] => return devices::fail(rounds.parse().unwrap_or(1)),
         _ => {}
     }
     let mut failed = 0;

@@ -175,9 +175,15 @@ impl Guest {
     }
 
     /// With a network device on the lab's bridge, and this address.
-    pub fn network(mut self, address: &str) -> Guest {
+    pub fn network(self, address: &str) -> Guest {
+        self.networks(address, 1)
+    }
+
+    /// With as many network devices; the first has this address.
+    pub fn networks(mut self, address: &str, count: usize) -> Guest {
         // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
-        self.extra.push("vif=['type=vif,bridge=xenbr0']".into());
+        let all = vec!["'type=vif,bridge=xenbr0'"; count].join(", ");
+        self.extra.push(format!("vif=[{all}]"));
         self.cmdline.insert_str(0, &format!("segue.ip={address} "));
         self
     }
@@ -281,6 +287,25 @@ impl Running<'_> {
             lines: self.domain.lines(),
             end,
         })
+    }
+
+    /// What xl calls it.
+    pub fn name(&self) -> &str {
+        self.domain.name()
+    }
+
+    /// Waits for a line that begins so.
+    pub fn wait_for(&mut self, start: &str) -> Result<Line> {
+        loop {
+            match self.next_line()? {
+                Some(line) if line.text.starts_with(start) => return Ok(line),
+                Some(_) => {}
+                None => bail!(
+                    "no line '{start}…'; the domain's last lines:\n{}",
+                    tail(&self.domain.lines())
+                ),
+            }
+        }
     }
 
     /// Removes it and returns what it printed so far.

@@ -37,6 +37,10 @@ pub struct Images {
     pub gauntlet: Image,
     /// Drives threads, locks and clocks by std's interface.
     pub stdtest: Image,
+    /// The same as another version.
+    pub stdtest_next: Image,
+    /// The bundles of both, and of `gauntlet`, one after the other.
+    pub stdtest_bundles: PathBuf,
     /// The web server.
     pub httpd: Image,
 }
@@ -54,13 +58,11 @@ impl Images {
         let httpd = image("httpd", None, &[], out)?;
         let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
         let clock = image("clock", None, &[], out)?;
+        let stdtest_next = image("stdtest", Some("0.2.0"), &[], &next)?;
         let clock_bundles = out.join("clock.bundles");
-        let mut both = Vec::new();
-        for bundle in [&clock.bundle, &clock_next.bundle] {
-            let bytes = fs::read(bundle).with_context(|| bundle.display().to_string())?;
-            both.extend(bytes);
-        }
-        fs::write(&clock_bundles, both).with_context(|| clock_bundles.display().to_string())?;
+        join(&clock_bundles, &[&clock, &clock_next])?;
+        let stdtest_bundles = out.join("stdtest.bundles");
+        join(&stdtest_bundles, &[&stdtest, &stdtest_next, &gauntlet])?;
         eprintln!(
             "suite: images are built, {:.1} s",
             start.elapsed().as_secs_f64()
@@ -73,12 +75,14 @@ impl Images {
             sentinel,
             gauntlet,
             stdtest,
+            stdtest_next,
+            stdtest_bundles,
             httpd,
         })
     }
 
     /// Each of them.
-    pub fn all(&self) -> [&Image; 7] {
+    pub fn all(&self) -> [&Image; 8] {
         [
             &self.hello,
             &self.clock,
@@ -86,9 +90,19 @@ impl Images {
             &self.sentinel,
             &self.gauntlet,
             &self.stdtest,
+            &self.stdtest_next,
             &self.httpd,
         ]
     }
+}
+
+/// Writes the images' bundles to a file, one after the other.
+fn join(to: &Path, images: &[&Image]) -> Result<()> {
+    let mut all = Vec::new();
+    for Image { bundle, .. } in images {
+        all.extend(fs::read(bundle).with_context(|| bundle.display().to_string())?);
+    }
+    fs::write(to, all).with_context(|| to.display().to_string())
 }
 
 fn image(name: &str, version: Option<&str>, features: &[&str], out: &Path) -> Result<Image> {

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod devices;
 mod guest;
 mod images;
 mod qemu;

@@ -13,9 +13,9 @@ use crate::guest::{Event, Guest, Kind, Run, Xen};
 use crate::images::Images;
 
 /// What tests share.
-struct Shared {
-    xen: Xen,
-    images: Images,
+pub struct Shared {
+    pub xen: Xen,
+    pub images: Images,
     start: Instant,
     total: usize,
     progress: Mutex<Progress>,
@@ -24,7 +24,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn note(&self, text: String) {
+    pub fn note(&self, text: String) {
         let notes = self.notes.lock();
         notes.unwrap_or_else(PoisonError::into_inner).push(text);
     }
@@ -82,14 +82,17 @@ impl Shared {
 
 type Body = Box<dyn Fn(&Shared) -> Result<()> + Send>;
 
-struct Case {
+pub struct Case {
     name: String,
     /// Memory of its domain.
     mib: u64,
     body: Body,
 }
 
-fn case(name: impl Into<String>, body: impl Fn(&Shared) -> Result<()> + Send + 'static) -> Case {
+pub fn case(
+    name: impl Into<String>,
+    body: impl Fn(&Shared) -> Result<()> + Send + 'static,
+) -> Case {
     Case {
         name: name.into(),
         mib: 64,
@@ -233,6 +236,7 @@ fn cases() -> Vec<Case> {
             web_server(s, kind, address)
         }));
     }
+    all.extend(crate::devices::cases());
     all.extend([
         case(
             "switch::hypercalls_are_the_same_for_2_and_8_vcpus",
@@ -264,7 +268,7 @@ fn started(run: &Run, kind: Kind, vcpus: u32, mib: u64, ident: &str) -> Result<(
     run.one("segue: shared_info home=").map(drop)
 }
 
-fn powered_off(run: &Run) -> Result<()> {
+pub fn powered_off(run: &Run) -> Result<()> {
     run.one("segue: shutdown reason=poweroff")?;
     run.ended(EndReason::PowerOff)
 }
@@ -387,7 +391,7 @@ fn checked_switches(s: &Shared, run: &Run, vcpus: u32, home: Home, until: u64) -
 }
 
 /// The blackout is the sum of its parts, but for rounding.
-fn parts_add_up(switch: &Event) -> Result<()> {
+pub fn parts_add_up(switch: &Event) -> Result<()> {
     let whole = switch.number("blackout_us")?;
     let mut sum = 0;
     for part in crate::PARTS {
