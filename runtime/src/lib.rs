@@ -93,14 +93,16 @@ pub struct Audit {
     pub carved: u64,
     /// Frames of RAM the domain has, by Xen's own word.
     pub reservation: u64,
+    /// Frames that other domains may use.
+    pub grants: usize,
 }
 
 impl std::fmt::Display for Audit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "free_frames={} ports={} carved={} reservation={}",
-            self.free_frames, self.ports, self.carved, self.reservation
+            "free_frames={} ports={} carved={} reservation={} grants={}",
+            self.free_frames, self.ports, self.carved, self.reservation, self.grants
         )
     }
 }
@@ -114,6 +116,7 @@ pub fn audit() -> Option<Audit> {
         ports: kernel::xen::events::bound_ports(token),
         carved: boot::carved(),
         reservation: kernel::xen::hypercall::current_reservation(token).ok()?,
+        grants: kernel::xen::grant::audit().grants,
     })
 }
 

@@ -5,16 +5,19 @@
 //! image in a thread that has a name; `--exit N` ends it with a status; `--switch` replaces the
 //! image by itself from a thread, over and over, as often as there are generations left to
 //! `--until N`; `--fail` has main return an error; `--stdin` repeats what is typed; `--tick` tells
-//! the time until it is ended; `--heed` and `--heed-not` are asked to end, and do or don't.
+//! the time until it is ended; `--heed` and `--heed-not` are asked to end, and do or don't;
+//! `--switch-every MS --until N [--unasked]` replaces as a server with a network device, and
+//! `--fail ROUNDS` fails to.
 
 mod cells;
 mod clocks;
 mod control;
+mod devices;
 mod faults;
 mod locks;
 mod threads;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A check: an error says what was wrong.
 type Check = fn() -> Result<String, String>;
@@ -81,6 +84,12 @@ fn main() -> Result<(), String> {
             threads::switch(generation.parse().unwrap_or(0));
             return Ok(());
         }
+        ["--switch-every", ms, "--until", generation, ref rest @ ..] => {
+            let every = Duration::from_millis(ms.parse().unwrap_or(0));
+            let until = generation.parse().unwrap_or(0);
+            return devices::switch(every, until, rest == ["--unasked"]);
+        }
+        ["--fail", rounds] => return devices::fail(rounds.parse().unwrap_or(1)),
         _ => {}
     }
     let mut failed = 0;

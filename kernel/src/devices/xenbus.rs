@@ -224,6 +224,8 @@ mod bus {
         client: &'static Client<SharedRing>,
         listener: L,
         devices: Vec<Device>,
+        /// When to try again to free what backends may have mapped (system time, in ns).
+        reap_at: Option<u64>,
     }
 
     impl<L> core::fmt::Debug for Xenbus<L> {
@@ -234,14 +236,23 @@ mod bus {
 
     impl<L: Listener + Send> Watcher for Xenbus<L> {
         fn begin(&mut self) -> Result<(), Error> {
+            self.reap_later();
             self.client.watch("device", "device")
         }
 
         fn due(&mut self) -> Option<u64> {
-            (grant::reap(self.token) != 0).then(|| wait::now().saturating_add(REAP_NS))
+            if self.reap_at.is_some_and(|at| wait::now() >= at) {
+                self.reap();
+            }
+            self.reap_at
         }
 
         fn event(&mut self, event: &WatchEvent) -> Result<(), Error> {
+            // Not while devices change: the backends of the image before would find their grants
+            // gone while they are still to be told that they are closed.
+            if self.reap_at.is_some() {
+                self.reap_later();
+            }
             match &*event.token {
                 "device" => self.scan(),
                 token => {
@@ -270,7 +281,19 @@ mod bus {
                 client: xenstore::client()?,
                 listener,
                 devices: Vec::new(),
+                reap_at: None,
             })
+        }
+
+        fn reap(&mut self) {
+            self.reap_at = None;
+            if grant::reap(self.token) != 0 {
+                self.reap_later();
+            }
+        }
+
+        fn reap_later(&mut self) {
+            self.reap_at = Some(wait::now().saturating_add(REAP_NS));
         }
 
         /// Finds devices that came and went; all of them may have changed.
@@ -371,7 +394,7 @@ mod bus {
                         self.client.write(NO, &path, &state.digit())?;
                         if state == State::Initialising {
                             // What the last connection left is free now, or will be asked for.
-                            grant::reap(self.token);
+                            self.reap();
                         }
                     }
                     Step::Stop(state) => {
@@ -390,10 +413,11 @@ mod bus {
             Ok(())
         }
 
-        fn stop(&self, device: &mut Device) {
+        fn stop(&mut self, device: &mut Device) {
             let Some(status) = device.status.take() else {
                 return;
             };
+            self.reap_later();
             status.stopped.store(true, Ordering::Release);
             device.nic = None;
             if core::mem::take(&mut device.announced) {

@@ -201,7 +201,9 @@ impl<'a> Table<'a> {
 }
 
 #[cfg(target_os = "hermit")]
-pub use shared::{MAX_BLOCKS, MAX_FRAMES, SharedPages, adopt, audit, blocks, reap, table_frames};
+pub use shared::{
+    Granted, MAX_BLOCKS, MAX_FRAMES, SharedPages, adopt, audit, blocks, reap, table_frames,
+};
 
 #[cfg(target_os = "hermit")]
 mod shared {
@@ -398,11 +400,26 @@ mod shared {
         STATE.lock().blocks.iter().map(|b| b.extent).collect()
     }
 
-    /// Grants that are given, and blocks of frames kept for them.
+    /// What is granted at the moment.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Granted {
+        /// Entries in use.
+        pub grants: usize,
+        /// Blocks of frames kept for them.
+        pub blocks: usize,
+        /// Those of them that nobody here uses any more.
+        pub orphans: usize,
+    }
+
+    /// Counts what is granted.
     #[must_use]
-    pub fn audit() -> (usize, usize) {
+    pub fn audit() -> Granted {
         let state = STATE.lock();
-        (state.table.used(), state.blocks.len())
+        Granted {
+            grants: state.table.used(),
+            blocks: state.blocks.len(),
+            orphans: state.blocks.iter().filter(|b| b.orphan).count(),
+        }
     }
 }
 

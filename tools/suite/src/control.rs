@@ -208,13 +208,13 @@ fn grace_is_over(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
 /// A server answers, and ends by itself when it is asked to.
 fn server_ends(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
     let address = "10.0.0.31";
-    let guest = Guest::new(&images.httpd, kind, 2).network(&format!("{address}/24 --"));
+    let guest = Guest::new(&images.httpd, kind, 2).network(address);
     let mut domain = guest.start(xen)?;
     domain.wait_for("segue: net interface=0 ")?;
     // A connection that stays open, idle, must not hold it up.
     let command = format!(
         "curl -sS -m 60 http://{address}/metrics >/dev/null && \
-         {{ (sleep 60 | nc {address} 80 >/dev/null 2>&1 &) ; sleep 1; }}"
+         {{ (sleep 60 | busybox nc {address} 80 >/dev/null 2>&1 &) ; sleep 1; }}"
     );
     xen.host().exec(&command)?.check()?;
     xl_works(xen, &domain, "shutdown -w ID")?;

@@ -171,6 +171,8 @@ pub struct Guest {
     cmdline: String,
     /// Address on the lab's bridge.
     address: Option<String>,
+    /// Network devices.
+    vifs: usize,
     alone: bool,
 }
 
@@ -188,6 +190,7 @@ impl Guest {
             module: None,
             cmdline: String::new(),
             address: None,
+            vifs: 0,
             alone: vcpus > 4,
         }
     }
@@ -212,8 +215,14 @@ impl Guest {
     }
 
     /// With a network device on the lab's bridge (10.0.0.0/24), and this address.
-    pub fn network(mut self, address: &str) -> Guest {
+    pub fn network(self, address: &str) -> Guest {
+        self.networks(address, 1)
+    }
+
+    /// With as many network devices; the first has this address.
+    pub fn networks(mut self, address: &str, count: usize) -> Guest {
         self.address = Some(address.into());
+        self.vifs = count;
         self
     }
 
@@ -234,7 +243,8 @@ impl Guest {
         if let Some(address) = &self.address {
             // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
             xen.prepare_network()?;
-            config.extra.push(format!("vif=['{VIF}']"));
+            let devices = vec![format!("'{VIF}'"); self.vifs].join(", ");
+            config.extra.push(format!("vif=[{devices}]"));
             config.cmdline = format!("segue.ip={address}/24 {}", self.cmdline);
         }
         let domain = xen.host().create(&config)?;
@@ -394,6 +404,11 @@ impl Running<'_> {
             lines: self.domain.lines(),
             end,
         })
+    }
+
+    /// What xl calls it.
+    pub fn name(&self) -> &str {
+        self.domain.name()
     }
 
     /// Removes it and returns what it printed so far.

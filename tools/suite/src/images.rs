@@ -37,6 +37,10 @@ pub struct Images {
     pub gauntlet: Image,
     /// Drives threads, locks and clocks by std's interface.
     pub stdtest: Image,
+    /// The same as another version.
+    pub stdtest_next: Image,
+    /// The bundles of both, and of `gauntlet`, one after the other.
+    pub stdtest_bundles: PathBuf,
     /// The web server.
     pub httpd: Image,
     /// The key-value store.
@@ -60,13 +64,11 @@ impl Images {
         let echo = image("echo", None, &[], out)?;
         let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
         let clock = image("clock", None, &[], out)?;
+        let stdtest_next = image("stdtest", Some("0.2.0"), &[], &next)?;
         let clock_bundles = out.join("clock.bundles");
-        let mut both = Vec::new();
-        for bundle in [&clock.bundle, &clock_next.bundle] {
-            let bytes = fs::read(bundle).with_context(|| bundle.display().to_string())?;
-            both.extend(bytes);
-        }
-        fs::write(&clock_bundles, both).with_context(|| clock_bundles.display().to_string())?;
+        join(&clock_bundles, &[&clock, &clock_next])?;
+        let stdtest_bundles = out.join("stdtest.bundles");
+        join(&stdtest_bundles, &[&stdtest, &stdtest_next, &gauntlet])?;
         eprintln!(
             "suite: images are built, {:.1} s",
             start.elapsed().as_secs_f64()
@@ -79,6 +81,8 @@ impl Images {
             sentinel,
             gauntlet,
             stdtest,
+            stdtest_next,
+            stdtest_bundles,
             httpd,
             kv,
             echo,
@@ -86,7 +90,7 @@ impl Images {
     }
 
     /// Each of them.
-    pub fn all(&self) -> [&Image; 9] {
+    pub fn all(&self) -> [&Image; 10] {
         [
             &self.hello,
             &self.clock,
@@ -94,11 +98,21 @@ impl Images {
             &self.sentinel,
             &self.gauntlet,
             &self.stdtest,
+            &self.stdtest_next,
             &self.httpd,
             &self.kv,
             &self.echo,
         ]
     }
+}
+
+/// Writes the images' bundles to a file, one after the other.
+fn join(to: &Path, images: &[&Image]) -> Result<()> {
+    let mut all = Vec::new();
+    for Image { bundle, .. } in images {
+        all.extend(fs::read(bundle).with_context(|| bundle.display().to_string())?);
+    }
+    fs::write(to, all).with_context(|| to.display().to_string())
 }
 
 fn image(name: &str, version: Option<&str>, features: &[&str], out: &Path) -> Result<Image> {

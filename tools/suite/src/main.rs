@@ -5,6 +5,7 @@
 mod bench;
 mod control;
 mod demo;
+mod devices;
 mod guest;
 mod images;
 mod net;

@@ -244,6 +244,7 @@ fn cases() -> Vec<Case> {
     for (name, test, kind) in crate::control::tests() {
         all.push(case(name, move |s| test(&s.xen, &s.images, kind)));
     }
+    all.extend(crate::devices::cases());
     all.extend([
         case(
             "switch::hypercalls_are_the_same_for_2_and_8_vcpus",
@@ -275,7 +276,7 @@ fn started(run: &Run, kind: Kind, vcpus: u32, mib: u64, ident: &str) -> Result<(
     run.one("segue: shared_info home=").map(drop)
 }
 
-fn powered_off(run: &Run) -> Result<()> {
+pub fn powered_off(run: &Run) -> Result<()> {
     run.one("segue: shutdown reason=poweroff")?;
     run.ended(EndReason::PowerOff)
 }
@@ -398,7 +399,7 @@ fn checked_switches(s: &Shared, run: &Run, vcpus: u32, home: Home, until: u64) -
 }
 
 /// The blackout is the sum of its parts, but for rounding.
-fn parts_add_up(switch: &Event) -> Result<()> {
+pub fn parts_add_up(switch: &Event) -> Result<()> {
     let whole = switch.number("blackout_us")?;
     let mut sum = 0;
     for part in crate::PARTS {

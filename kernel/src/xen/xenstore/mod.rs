@@ -135,6 +135,10 @@ struct Inner<R> {
 
 impl<R: Ring> Inner<R> {
     fn pump(&mut self) {
+        // What comes after that is the next image's, if there is one: it begins with a message.
+        if self.frozen && self.connection.is_quiet() {
+            return;
+        }
         if self.connection.pump(&mut self.ring) {
             self.ring.notify();
         }
@@ -412,9 +416,7 @@ impl<R: Ring> Client<R> {
         self.inner.lock().frozen = true;
         let quiet = self.waiters.wait_until(Some(deadline), || {
             let mut inner = self.inner.lock();
-            if !inner.connection.is_quiet() {
-                inner.pump();
-            }
+            inner.pump();
             inner.connection.is_quiet().then_some(())
         });
         self.waiters.wake_all();

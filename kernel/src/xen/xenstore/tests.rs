@@ -230,6 +230,23 @@ fn a_frozen_client_is_quiet_and_goes_on_after() {
 }
 
 #[test]
+fn a_frozen_client_leaves_the_ring_alone() {
+    let c = client(Store::default());
+    c.watch("device", "tok").unwrap();
+    // A reply that its caller has not fetched yet, when the next message has half arrived.
+    let read = c.inner.lock().connection.request(Op::Read, 0, &[b"a\0"]);
+    c.freeze(now_plus(1000)).unwrap();
+    let half = [15, 0, 0, 0, 0, 0];
+    let mut inner = c.inner.lock();
+    inner.ring.to_client.extend(half);
+    inner.pump();
+    let reply = inner.connection.take(read.unwrap()).unwrap();
+    assert!(reply.unwrap_err().is_not_found());
+    assert_eq!(inner.ring.to_client, half);
+    assert!(inner.connection.is_quiet());
+}
+
+#[test]
 fn a_breach_closes_the_client() {
     let c = client(Store::default());
     c.inner.lock().ring.to_client.extend([0xff; HEADER_LEN]);

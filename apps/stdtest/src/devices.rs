@@ -1,0 +1,226 @@
+//! Switches with a network device, xenstore requests, a watch and a transaction open.
+//!
+//! The server answers each line with itself; a line that begins with `GET ` with HTTP, so that curl
+//! can ask which generation it is.
+
+use segue::kernel::xen::grant;
+use segue::kernel::xen::xenstore::{self, Transaction};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Where the server listens.
+const PORT: u16 = 80;
+/// How long a generation may take to get its device, and to be asked something.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A node of the domain's own.
+const NODE: &str = "data/stdtest";
+
+/// Lines that were answered.
+static ANSWERED: AtomicU64 = AtomicU64::new(0);
+/// Requests that xenstore answered.
+static READS: AtomicU64 = AtomicU64::new(0);
+/// Those it did not answer as it should.
+static BAD_READS: AtomicU64 = AtomicU64::new(0);
+
+/// Replaces itself by the bundle of another version, `every` after it was asked something over the
+/// network (or, with `unasked`, without), up to generation `until`.
+pub fn switch(every: Duration, until: u64, unasked: bool) {
+    let generation = segue::generation();
+    let start = Instant::now();
+    // Starts the network, and takes no memory when somebody asks: that is for after the audit.
+    let Ok(_socket) = UdpSocket::bind("0.0.0.0:0") else {
+        return println!("stdtest: devices outcome=bad why=\"no socket\"");
+    };
+    if !wait(connected) {
+        return println!("stdtest: devices outcome=bad why=\"not all devices connected\"");
+    }
+    let up = start.elapsed().as_millis();
+    audit("devices", generation);
+    serve();
+    keep_xenstore_busy();
+    let asked = wait(|| unasked || ANSWERED.load(Ordering::Relaxed) > 0)
+        && wait(|| READS.load(Ordering::Relaxed) + BAD_READS.load(Ordering::Relaxed) > 0);
+    thread::sleep(every);
+    let (reads, bad) = (
+        READS.load(Ordering::Relaxed),
+        BAD_READS.load(Ordering::Relaxed),
+    );
+    let good = asked && bad == 0;
+    println!(
+        "stdtest: devices generation={generation} outcome={} up_ms={up} asked_ms={} reads={reads} bad_reads={bad}",
+        if good { "ok" } else { "bad" },
+        start.elapsed().as_millis(),
+    );
+    if !good || generation >= until {
+        return;
+    }
+    let (_, version) = segue::image();
+    let other = |b: &&[u8]| {
+        segue::bundle_ident(b).is_some_and(|(name, v)| name == "stdtest" && v != version)
+    };
+    let Some(bundle) = segue::bundles().find(other) else {
+        return println!("stdtest: devices outcome=bad why=\"no other version\"");
+    };
+    let error = segue::replace_image(bundle).unwrap_err();
+    println!("stdtest: devices outcome=bad why=\"{error}\"");
+}
+
+/// What the image on trial is told to do (the app `gauntlet`), and what the reason says then.
+const TRIALS: [(&str, &str); 5] = [
+    ("panic", "panic at="),
+    ("refuse", "refused: not today"),
+    ("null", "page-fault"),
+    ("spin", "hang"),
+    ("exit", "exit without commit"),
+];
+
+/// Switches that fail, `rounds` times all of them, while the server has connections.
+pub fn fail(rounds: u32) {
+    let generation = segue::generation();
+    serve();
+    if !wait(|| ANSWERED.load(Ordering::Relaxed) > 0) {
+        return println!("stdtest: devices outcome=bad why=\"nobody asked\"");
+    }
+    keep_xenstore_busy();
+    let is_gauntlet =
+        |b: &&[u8]| segue::bundle_ident(b).is_some_and(|(name, _)| name == "gauntlet");
+    let Some(bundle) = segue::bundles().find(is_gauntlet) else {
+        return println!("stdtest: devices outcome=bad why=\"no bundle\"");
+    };
+    let mut damaged = bundle.to_vec();
+    if let Some(byte) = damaged.last_mut() {
+        *byte ^= 1;
+    }
+    let answered = || ANSWERED.load(Ordering::Relaxed);
+    let asked = || (answered(), READS.load(Ordering::Relaxed));
+    thread::sleep(Duration::from_millis(500));
+    audit("devices", generation);
+    let bad_bundle = [("bundle", "the bundle was refused")];
+    for _ in 0..rounds {
+        for (what, wanted) in TRIALS.into_iter().chain(bad_bundle) {
+            let before = asked();
+            let switch = segue::Replace::new(if what == "bundle" { &damaged } else { bundle });
+            let error = switch
+                .args(&format!("--as {what}"))
+                .trial_limit(Duration::from_millis(200))
+                .start()
+                .unwrap_err()
+                .to_string();
+            // The same connections and the same ring go on.
+            let goes_on = wait(|| {
+                let now = asked();
+                now.0 > before.0 + 1 && now.1 > before.1 + 1
+            });
+            let good = goes_on && error.contains(wanted) && BAD_READS.load(Ordering::Relaxed) == 0;
+            println!(
+                "stdtest: stays trial={what} outcome={} answered={} reason=\"{}\"",
+                if good { "ok" } else { "bad" },
+                answered() - before.0,
+                error.escape_debug(),
+            );
+        }
+    }
+    thread::sleep(Duration::from_millis(500));
+    audit("devices-after", generation);
+    println!("stdtest: devices trials are over");
+    // Ended by who started it.
+    thread::sleep(Duration::from_secs(600));
+}
+
+/// Each device is connected, with its block of frames, and the image before has none any more.
+fn connected() -> bool {
+    let Ok(client) = xenstore::client() else {
+        return false;
+    };
+    let read = |path: &str| client.read_text(Transaction::NONE, path);
+    let up = |vif: &String| {
+        let backend = read(&format!("device/vif/{vif}/backend"));
+        backend.and_then(|b| read(&format!("{b}/state"))) == Ok("4".into())
+    };
+    let all = client.directory(Transaction::NONE, "device/vif");
+    let all = all.unwrap_or_default();
+    let granted = grant::audit();
+    granted.blocks == all.len() && granted.orphans == 0 && all.iter().all(up)
+}
+
+fn audit(name: &str, generation: u64) {
+    if let Some(audit) = segue::audit() {
+        println!("stdtest: audit={name} generation={generation} {audit}");
+    }
+}
+
+/// Until it is so, or not in time: false.
+fn wait(ready: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !ready() {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+fn serve() {
+    let listener = match TcpListener::bind(("0.0.0.0", PORT)) {
+        Ok(listener) => listener,
+        Err(e) => return println!("stdtest: devices outcome=bad why=\"{e}\""),
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(|| drop(answer(stream)));
+        }
+    });
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    while lines.read_line(&mut line)? != 0 {
+        if line.starts_with("GET ") {
+            let body = format!("generation={}\n", segue::generation());
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+            )?;
+            // Curl hangs up when it has it all.
+            while lines.read_line(&mut line)? != 0 {}
+            ANSWERED.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        stream.write_all(line.as_bytes())?;
+        ANSWERED.fetch_add(1, Ordering::Relaxed);
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Requests, so that one is always under way; a watch; and a transaction that does not end. More
+/// than a few of those at a time xenstored refuses, and the same watch twice.
+fn keep_xenstore_busy() {
+    thread::spawn(|| {
+        let Ok(client) = xenstore::client() else {
+            return println!("stdtest: devices outcome=bad why=\"no xenstore\"");
+        };
+        let watched = client.watch("domid", "stdtest");
+        let _ = client.transaction(|t| {
+            client.write(t, NODE, b"never")?;
+            let mut good = watched.is_ok();
+            loop {
+                // In the transaction and beside it in turn.
+                good &= client.read(t, NODE).is_ok_and(|v| v == b"never");
+                good &= client.read(Transaction::NONE, "domid").is_ok();
+                let count = if good { &READS } else { &BAD_READS };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            #[expect(unreachable_code, reason = "it gives the closure its type")]
+            Ok(())
+        });
+        // The transaction did not begin.
+        BAD_READS.fetch_add(1, Ordering::Relaxed);
+    });
+}
