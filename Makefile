@@ -20,8 +20,11 @@ CMDLINE ?=
 RAMDISK ?= $(wildcard target/images/$(APP).bundles)
 # For bench.
 QUICK ?=
-# For test and bench: only tests on Xen, or figures, whose names contain one of these words.
+# For test and bench: only tests on Xen, or figures, whose names contain one of these words. For fuzz:
+# only these targets.
 FILTER ?=
+# For fuzz: how long each target is run.
+SECONDS ?= 600
 
 # What files in images are said to be as old as: the same for the same commit, wherever it is built.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
@@ -82,12 +85,13 @@ target/.setup: rust-toolchain.toml Makefile tools/lab/src/setup.rs
 	else
 		cannot 'there is neither rustup nor a Rust with the sources of its library'
 	fi
-	command -v cc >/dev/null || {
+	{ command -v cc && command -v c++; } >/dev/null || {
 		[ "$$(id -u)" = 0 ] || {
-			echo 'setup: a C compiler (to link host programs) is missing; as root: apt-get install gcc libc6-dev' >&2
+			echo 'setup: a C compiler (to link host programs) or a C++ compiler (for libFuzzer) is missing;' >&2
+			echo 'setup: as root: apt-get install gcc g++ libc6-dev' >&2
 			exit 1
 		}
-		apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
+		apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev
 	}
 	cargo build --release -p segue-cli
 	[ -n "$${SEGUE_XEN_HOST:-}" ] || $(segue) lab setup
@@ -118,7 +122,7 @@ demo: tools ## See an image replace itself on a real Xen (three minutes)
 	@$(suite) demo
 
 .PHONY: test
-test: hosttest tools ## All tests: host, then on a real Xen [FILTER=]
+test: hosttest fuzztest tools ## All tests: host, fuzz targets, then on a real Xen [FILTER=]
 	@$(suite) test $(FILTER)
 	echo
 	echo 'make test: all host tests passed, and all tests on a real Xen.'
@@ -127,6 +131,14 @@ test: hosttest tools ## All tests: host, then on a real Xen [FILTER=]
 hosttest: setup ## The tests that need no Xen
 	@echo 'make: host tests'
 	cargo test -q
+
+.PHONY: fuzztest
+fuzztest: setup
+	@$(if $(FILTER),true,cargo run -q -p segue-fuzz -- run --seconds 20)
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz all that reads bytes from outside, for long [SECONDS=600 each, FILTER=targets]
+	@cargo run -q -p segue-fuzz -- run --seconds $(SECONDS) $(FILTER)
 
 .PHONY: check
 check: hosttest tools ## Host tests and one domain (five minutes)

@@ -10,8 +10,7 @@
 extern crate alloc;
 
 pub mod abi;
-#[cfg(target_os = "hermit")]
-mod acpi;
+pub mod acpi;
 pub mod boot;
 #[cfg(target_os = "hermit")]
 pub mod cpu;

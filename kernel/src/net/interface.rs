@@ -41,6 +41,8 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const REPORTS_EVERY: u64 = 100_000_000;
 /// How long they may be due after a query, in ns (the longest response time is 25.5 s in IGMPv2).
 const REPORTS_FOR: u64 = 26_000_000_000;
+/// How long after a lease that is of no use another is asked for (RFC 2131 section 3.1.5), in ns.
+const ASK_AGAIN: u64 = 10_000_000_000;
 const TWO_HOURS: u64 = 7_200_000_000_000;
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
@@ -145,6 +147,8 @@ pub struct Interface {
     sockets: SocketSet<'static>,
     mailbox: Mailbox,
     dhcp: Option<SocketHandle>,
+    /// When to begin with DHCP anew.
+    ask_again: Option<u64>,
     dns_client: SocketHandle,
     queries: usize,
     control_due: Option<u64>,
@@ -245,6 +249,7 @@ impl Interface {
             sockets,
             mailbox,
             dhcp,
+            ask_again: None,
             dns_client,
             queries: 0,
             control_due: Some(now),
@@ -740,6 +745,12 @@ impl Interface {
 
     fn run_control(&mut self, now: u64, stats: &mut Stats) -> bool {
         let at = instant(now);
+        if self.ask_again.is_some_and(|t| t <= now)
+            && let Some(handle) = self.dhcp
+        {
+            self.ask_again = None;
+            self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).reset();
+        }
         let inbox = self.mailbox.input.len();
         self.control.poll_maintenance(at);
         for _ in 0..inbox {
@@ -756,11 +767,12 @@ impl Interface {
                 stats.tx_dropped += 1;
             }
         }
-        let changed = self.take_lease();
+        let changed = self.take_lease(now);
         // It may ask to be called again at once; that is too often for anything it does.
         let soonest = now.saturating_add(1_000_000);
         let next = self.control.poll_at(at, &self.sockets);
         self.control_due = next.map(|t| system_time(t).max(soonest));
+        self.control_due = self.control_due.into_iter().chain(self.ask_again).min();
         if self.reports_until > now {
             let reports = now.saturating_add(REPORTS_EVERY);
             self.control_due = Some(self.control_due.map_or(reports, |d| d.min(reports)));
@@ -768,7 +780,7 @@ impl Interface {
         changed
     }
 
-    fn take_lease(&mut self) -> bool {
+    fn take_lease(&mut self, now: u64) -> bool {
         let Some(handle) = self.dhcp else {
             return false;
         };
@@ -786,13 +798,14 @@ impl Interface {
         self.dns.clear();
         let origin = Origin::Dhcp;
         if let Some((address, router, servers)) = lease {
-            self.add_address(Address {
-                cidr: Cidr {
-                    addr: address.address().into(),
-                    len: address.prefix_len(),
-                },
-                origin,
-            });
+            let addr = address.address().into();
+            let len = address.prefix_len();
+            if !usable(addr) {
+                // Else there would be no address for as long as the lease lasts.
+                self.ask_again = Some(now.saturating_add(ASK_AGAIN));
+            }
+            let cidr = Cidr { addr, len };
+            self.add_address(Address { cidr, origin });
             if let Some(router) = router {
                 let addr = router.into();
                 self.add_router(Router { addr, origin });

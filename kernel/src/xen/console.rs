@@ -15,33 +15,18 @@ use crate::memory::Gfn;
 use crate::replace::trial;
 use crate::sync::Lock;
 use crate::task;
+use crate::xen::console_ring::{OUT_SIZE, Ring};
 use crate::xen::hypercall::{self, Port};
 use crate::xen::wait::WaitQueue;
 use crate::xen::{Committed, events, shared_info};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// How long a writer waits for room, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// How long who waits for room sleeps between two looks, in ns.
 const RETRY_NS: u64 = 1_000_000;
-
-const IN_SIZE: u32 = 1024;
-const OUT_SIZE: u32 = 2048;
-
-/// `struct xencons_interface`.
-#[repr(C)]
-struct Ring {
-    input: [u8; IN_SIZE as usize],
-    output: [u8; OUT_SIZE as usize],
-    in_cons: AtomicU32,
-    in_prod: AtomicU32,
-    out_cons: AtomicU32,
-    out_prod: AtomicU32,
-}
-
-const _: () = assert!(core::mem::offset_of!(Ring, out_prod) == 3084);
 
 /// The ring and its port: from `HVM_PARAM_CONSOLE_PFN` and `HVM_PARAM_CONSOLE_EVTCHN`.
 #[derive(Clone, Copy, Debug)]
@@ -86,41 +71,10 @@ impl Console {
         })
     }
 
-    fn ring(&self) -> *mut Ring {
-        self.gfn.addr().as_ptr()
-    }
-
-    /// Bytes in the output ring that the backend has not taken; a backend that lies counts as full.
-    fn used(&self) -> u32 {
-        let ring = self.ring();
-        // SAFETY: `set`'s promise: the ring is mapped; both fields are atomics.
-        let (cons, prod) = unsafe {
-            (
-                (*ring).out_cons.load(Ordering::Acquire),
-                (*ring).out_prod.load(Ordering::Relaxed),
-            )
-        };
-        prod.wrapping_sub(cons).min(OUT_SIZE)
-    }
-
-    /// Puts as much as there is room for; says how much that was.
-    fn put(&self, bytes: &[u8]) -> usize {
-        let ring = self.ring();
-        let room = (OUT_SIZE - self.used()) as usize;
-        let now = &bytes[..room.min(bytes.len())];
-        // SAFETY: the ring is mapped; indices are taken modulo its size; the backend reads up
-        // to out_prod only, which moves after the bytes are there.
-        unsafe {
-            let mut prod = (*ring).out_prod.load(Ordering::Relaxed);
-            let out = (&raw mut (*ring).output).cast::<u8>();
-            for byte in now {
-                out.add((prod % OUT_SIZE) as usize).write_volatile(*byte);
-                prod = prod.wrapping_add(1);
-            }
-            fence(Ordering::Release);
-            (*ring).out_prod.store(prod, Ordering::Release);
-        }
-        now.len()
+    fn ring(&self) -> &'static Ring {
+        // SAFETY: `set`'s promise: the frame is the console's ring and mapped for as long as this
+        // image runs; a ring is atomics all through, so the backend may write to it.
+        unsafe { &*self.gfn.addr().as_ptr() }
     }
 
     fn notify(&self, token: Committed) {
@@ -147,10 +101,10 @@ impl State {
             Line::format(format_args!("segue: console dropped_bytes={dropped}"))
         });
         let note = note.as_ref().map_or(&[][..], Line::as_bytes);
-        let room = (OUT_SIZE - console.used()) as usize;
+        let room = (OUT_SIZE - console.ring().used()) as usize;
         if room >= note.len() + piece.len() {
-            console.put(note);
-            console.put(piece);
+            console.ring().put(note);
+            console.ring().put(piece);
             self.dropped = 0;
             self.stuck = false;
             Put::Done(console)
@@ -224,37 +178,15 @@ pub static INPUT: WaitQueue = WaitQueue::new();
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
 impl Console {
-    /// Bytes in the input ring; a backend that lies: what it says is there is not looked at.
+    /// Bytes in the input ring.
     fn typed(&self) -> u32 {
-        let ring = self.ring();
-        // SAFETY: `set`'s promise: the ring is mapped; both fields are atomics.
-        let (cons, prod) = unsafe {
-            (
-                (*ring).in_cons.load(Ordering::Relaxed),
-                (*ring).in_prod.load(Ordering::Acquire),
-            )
-        };
-        let there = prod.wrapping_sub(cons);
-        if there > IN_SIZE { 0 } else { there }
+        self.ring().typed()
     }
 
     /// Takes the byte that was typed first.
     fn take(&self) -> Option<u8> {
-        if self.typed() == 0 {
-            return None;
-        }
-        let ring = self.ring();
-        // SAFETY: `set`'s promise: the ring is mapped; the index is taken modulo its size; the
-        // backend writes from in_prod on only, and in_cons moves after the byte is read.
-        unsafe {
-            let cons = (*ring).in_cons.load(Ordering::Relaxed);
-            let input = (&raw const (*ring).input).cast::<u8>();
-            let byte = input.add((cons % IN_SIZE) as usize).read_volatile();
-            fence(Ordering::AcqRel);
-            let cons = cons.wrapping_add(1);
-            (*ring).in_cons.store(cons, Ordering::Release);
-            Some(byte)
-        }
+        let mut byte = [0];
+        (self.ring().take(&mut byte) == 1).then_some(byte[0])
     }
 }
 
@@ -315,7 +247,7 @@ pub fn flush() {
         return;
     };
     let deadline = shared_info::now() + PATIENCE_NS;
-    while console.used() != 0 && shared_info::now() < deadline {
+    while console.ring().used() != 0 && shared_info::now() < deadline {
         hypercall::sched_yield(token);
     }
 }
@@ -332,7 +264,7 @@ pub fn emergency_write(bytes: &[u8]) {
     let deadline = shared_info::now() + PATIENCE_NS;
     let mut rest = bytes;
     while !rest.is_empty() && shared_info::now() < deadline {
-        rest = &rest[console.put(rest)..];
+        rest = &rest[console.ring().put(rest)..];
         console.notify(token);
         if !rest.is_empty() {
             hypercall::sched_yield(token);

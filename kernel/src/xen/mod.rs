@@ -7,6 +7,7 @@
 
 pub mod carve;
 pub mod clock;
+pub mod console_ring;
 pub mod grant;
 pub mod wait;
 pub mod xenstore;

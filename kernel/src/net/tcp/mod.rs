@@ -23,6 +23,8 @@ mod addr;
 mod api;
 mod block;
 mod buffers;
+#[cfg(any(test, feature = "fuzzing"))]
+mod check;
 mod congestion;
 mod index;
 mod input;

@@ -171,7 +171,7 @@ fn a_neighbour_that_is_not_there_is_given_up() {
 }
 
 /// A DHCP server's answer to a client's frame.
-fn dhcp_answer(frame: &[u8]) -> Option<Vec<u8>> {
+fn dhcp_answer(frame: &[u8], your_ip: Ipv4Addr) -> Option<Vec<u8>> {
     let server = Ipv4Addr::new(10, 9, 0, 1);
     let h = ip::parse(&frame[14..], frame.len() - 14)?;
     let udp = w::UdpPacket::new_checked(&frame[14 + h.header..]).ok()?;
@@ -187,7 +187,7 @@ fn dhcp_answer(frame: &[u8]) -> Option<Vec<u8>> {
     };
     let answer = w::DhcpRepr {
         message_type,
-        your_ip: Ipv4Addr::new(10, 9, 0, 42),
+        your_ip,
         router: Some(server),
         subnet_mask: Some(Ipv4Addr::new(255, 255, 255, 0)),
         server_identifier: Some(server),
@@ -275,7 +275,7 @@ fn an_address_comes_by_dhcp() {
     let got = run(&mut [&mut a], &now, 60 * SECOND, |s, _| {
         let mut answers = Vec::new();
         server.receive(100, &mut |pieces, _| {
-            answers.extend(dhcp_answer(&pieces.concat()))
+            answers.extend(dhcp_answer(&pieces.concat(), [10, 9, 0, 42].into()))
         });
         for answer in answers {
             asked += 1;
@@ -294,6 +294,33 @@ fn an_address_comes_by_dhcp() {
     assert!(run(&mut [&mut a], &now, 700 * SECOND, |s, _| !s[0]
         .host
         .is_local([10, 9, 0, 42].into())));
+}
+
+/// Found by fuzzing: a lease of an address that is none kept the client quiet for as long as it was.
+#[test]
+fn a_lease_of_no_use_is_not_waited_for() {
+    let (a, mut server) = pair(caps(1), caps(2), false);
+    let mut a = stack("", a);
+    let now = clock();
+    let mut asked = 0;
+    let mut serve = |s: &mut Stack, given: [u8; 4]| {
+        let mut answers = Vec::new();
+        server.receive(100, &mut |pieces, _| {
+            answers.extend(dhcp_answer(&pieces.concat(), given.into()))
+        });
+        asked += answers.len();
+        for answer in answers {
+            server.tx.lock().unwrap().put(answer, RxMeta::default());
+        }
+        (asked, s.host.is_local([10, 9, 0, 42].into()))
+    };
+    run(&mut [&mut a], &now, 55 * SECOND, |s, _| {
+        assert!(serve(s[0], [127, 0, 0, 1]).0 <= 12, "it does not hurry");
+        false
+    });
+    assert!(run(&mut [&mut a], &now, 20 * SECOND, |s, _| {
+        serve(s[0], [10, 9, 0, 42]).1
+    }));
 }
 
 #[test]

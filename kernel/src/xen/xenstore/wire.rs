@@ -224,6 +224,41 @@ impl Interface {
     }
 }
 
+/// xenstored's side, for tests and fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(missing_docs, reason = "not part of the kernel")]
+impl Interface {
+    pub fn blank() -> Self {
+        Self {
+            req: [const { AtomicU8::new(0) }; RING_SIZE as usize],
+            rsp: [const { AtomicU8::new(0) }; RING_SIZE as usize],
+            req_cons: AtomicU32::new(0),
+            req_prod: AtomicU32::new(0),
+            rsp_cons: AtomicU32::new(0),
+            rsp_prod: AtomicU32::new(0),
+        }
+    }
+
+    /// In the order in which they lie in the page.
+    pub fn indices(&self) -> [&AtomicU32; 4] {
+        [
+            &self.req_cons,
+            &self.req_prod,
+            &self.rsp_cons,
+            &self.rsp_prod,
+        ]
+    }
+
+    pub fn take_requests(&self, buf: &mut [u8]) -> Result<usize, Violation> {
+        take(&self.req, &self.req_cons, &self.req_prod, buf)
+    }
+
+    pub fn put_replies(&self, bytes: &[u8]) -> Result<usize, Violation> {
+        put(&self.rsp, &self.rsp_cons, &self.rsp_prod, bytes)
+    }
+}
+
 type Bytes = [AtomicU8; RING_SIZE as usize];
 
 fn take(
@@ -261,20 +296,9 @@ fn put(ring: &Bytes, cons: &AtomicU32, prod: &AtomicU32, bytes: &[u8]) -> Result
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    pub fn interface() -> Interface {
-        Interface {
-            req: [const { AtomicU8::new(0) }; 1024],
-            rsp: [const { AtomicU8::new(0) }; 1024],
-            req_cons: AtomicU32::new(0),
-            req_prod: AtomicU32::new(0),
-            rsp_cons: AtomicU32::new(0),
-            rsp_prod: AtomicU32::new(0),
-        }
-    }
 
     fn decode(pieces: &[&[u8]]) -> Result<Vec<Message>, Violation> {
         let mut decoder = Decoder::default();
@@ -326,7 +350,7 @@ pub(super) mod tests {
             chunks in proptest::collection::vec((0usize..1500, 0usize..1500), 1..40),
             lie in 1025u32..u32::MAX,
         ) {
-            let ring = interface();
+            let ring = Interface::blank();
             for index in [&ring.req_cons, &ring.req_prod] {
                 index.store(start, Ordering::Relaxed);
             }
@@ -336,7 +360,7 @@ pub(super) mod tests {
                 let sent = ring.send(&bytes).unwrap();
                 next_in = next_in.wrapping_add(sent as u8);
                 let mut buf = vec![0; get];
-                let n = take(&ring.req, &ring.req_cons, &ring.req_prod, &mut buf).unwrap();
+                let n = ring.take_requests(&mut buf).unwrap();
                 for byte in &buf[..n] {
                     prop_assert_eq!(*byte, next_out);
                     next_out = next_out.wrapping_add(1);

@@ -1,0 +1,32 @@
+//! The targets, each in a file of its own.
+
+mod boot;
+mod bundle;
+mod console;
+mod cpio;
+mod dhcp;
+mod dns;
+mod frames;
+mod madt;
+mod netring;
+mod resp;
+mod tcp;
+mod xenstore;
+
+use crate::Target;
+
+/// All of them, in the order of their names.
+pub static TARGETS: &[Target] = &[
+    boot::TARGET,
+    bundle::TARGET,
+    console::TARGET,
+    cpio::TARGET,
+    dhcp::TARGET,
+    dns::TARGET,
+    frames::TARGET,
+    madt::TARGET,
+    netring::TARGET,
+    resp::TARGET,
+    tcp::TARGET,
+    xenstore::TARGET,
+];
