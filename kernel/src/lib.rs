@@ -10,7 +10,8 @@
 extern crate alloc;
 
 pub mod abi;
-pub mod acpi;
+#[cfg(target_os = "hermit")]
+mod acpi;
 pub mod boot;
 #[cfg(target_os = "hermit")]
 pub mod cpu;

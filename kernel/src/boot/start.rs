@@ -231,9 +231,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     park::set(park);
     let rsdp = info
         .rsdp
-        .or_else(|| hvm.then(|| acpi::scan_bios_area(&LowMemory)).flatten());
-    // One more than there may be, to tell that there are too many.
-    let apic_ids = acpi::apic_ids::<{ percpu::MAX + 1 }>(&LowMemory, rsdp);
+        .or_else(|| if hvm { acpi::scan_bios_area() } else { None });
+    // SAFETY: the boot tables map all below 4 GiB; ACPI tables are not written by anyone.
+    let apic_ids = unsafe { acpi::apic_ids(rsdp) };
     let vcpus = apic_ids.len().max(1) as u32;
     if vcpus as usize > percpu::MAX {
         return Err(StartError::TooManyVcpus(vcpus));
