@@ -7,7 +7,6 @@ mod cpio;
 mod dhcp;
 mod dns;
 mod frames;
-mod madt;
 mod netring;
 mod resp;
 mod tcp;
@@ -24,7 +23,6 @@ pub static TARGETS: &[Target] = &[
     dhcp::TARGET,
     dns::TARGET,
     frames::TARGET,
-    madt::TARGET,
     netring::TARGET,
     resp::TARGET,
     tcp::TARGET,
