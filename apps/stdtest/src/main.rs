@@ -87,9 +87,13 @@ fn main() -> Result<(), String> {
         ["--switch-every", ms, "--until", generation, ref rest @ ..] => {
             let every = Duration::from_millis(ms.parse().unwrap_or(0));
             let until = generation.parse().unwrap_or(0);
-            return devices::switch(every, until, rest == ["--unasked"]);
+            devices::switch(every, until, rest == ["--unasked"]);
+            return Ok(());
         }
-        ["--fail", rounds] => return devices::fail(rounds.parse().unwrap_or(1)),
+        ["--fail", rounds] => {
+            devices::fail(rounds.parse().unwrap_or(1));
+            return Ok(());
+        }
         _ => {}
     }
     let mut failed = 0;
