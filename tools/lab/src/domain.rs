@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::ChildStdin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -218,8 +217,6 @@ pub struct Domain {
 #[derive(Debug)]
 struct Channels {
     watcher: Guarded,
-    /// What is written here is typed on the PV console.
-    keyboard: Option<ChildStdin>,
     _consoles: Vec<Guarded>,
 }
 
@@ -292,7 +289,6 @@ impl Domain {
     fn follow(&self, config: &DomainConfig) -> Result<()> {
         let domid = self.domid;
         let mut consoles = Vec::new();
-        let mut keyboard = None;
         let mut commands = vec![(Source::Pv, format!("exec xl console -t pv {domid}"))];
         if config.kind == DomainType::Hvm {
             let file = config.uart_file();
@@ -303,9 +299,6 @@ impl Domain {
             if let Some(stdout) = channel.child().take_stdout() {
                 let log = Arc::clone(&self.log);
                 thread::spawn(move || log.follow(source, stdout));
-            }
-            if source == Source::Pv {
-                keyboard = channel.child().take_stdin();
             }
             consoles.push(channel);
         }
@@ -322,7 +315,6 @@ impl Domain {
         }
         *self.channels() = Some(Channels {
             watcher,
-            keyboard,
             _consoles: consoles,
         });
         Ok(())
@@ -387,19 +379,16 @@ impl Domain {
 
     /// Types on the PV console, byte for byte; the key Enter is a carriage return.
     ///
+    /// By the console's terminal: `xl console` takes nothing that is typed where its input is none.
+    ///
     /// # Errors
-    /// When the console's connection has ended.
+    /// When the domain or the connection is gone.
     pub fn type_bytes(&self, bytes: &[u8]) -> Result<()> {
-        let mut channels = self.channels();
-        let keyboard = channels.as_mut().and_then(|c| c.keyboard.as_mut());
-        let typed = keyboard.is_some_and(|k| k.write_all(bytes).and_then(|()| k.flush()).is_ok());
-        if typed {
-            Ok(())
-        } else {
-            Err(LabError::NoKeyboard {
-                name: self.name.clone(),
-            })
-        }
+        let escaped: String = bytes.iter().map(|byte| format!("\\0{byte:03o}")).collect();
+        let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", self.domid);
+        let command = format!("tty={tty} && printf %b '{escaped}' >\"$tty\"");
+        self.host.exec(&command)?.check()?;
+        Ok(())
     }
 
     /// Waits for the domain's end, and for what it printed to arrive. The

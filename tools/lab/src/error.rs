@@ -150,13 +150,6 @@ pub enum LabError {
         tail: String,
     },
 
-    /// Nothing can be typed on a domain's console any more.
-    #[error("domain {name}: its console takes no input: xl console has ended")]
-    NoKeyboard {
-        /// The domain.
-        name: String,
-    },
-
     /// A domain ended before it did what was waited for.
     #[error("domain {name} ended ({reason}) before the expected line; its last lines:\n{tail}")]
     DomainEnded {

@@ -100,8 +100,7 @@ fn ticks_on(domain: &mut Running<'_>) -> Result<()> {
 /// `xl save` is refused at once, `sysrq`, `trigger` and words that nobody knows do nothing, a pause
 /// does not hold the clocks up, and a reboot is a reboot.
 fn goes_on(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
-    let mut domain = app(images, kind, 2, "--tick").start(xen)?;
-    domain.wait_for("stdtest: tick=5")?;
+    let mut domain = app(images, kind, 2, "--tick").start_until(xen, "stdtest: tick=5")?;
 
     let start = Instant::now();
     let save = xl(xen, &domain, "save ID /tmp/segue.save")?;
@@ -159,8 +158,7 @@ fn goes_on(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
 
 /// An app that asks for no notice is ended at once.
 fn shutdown_at_once(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
-    let mut domain = app(images, kind, 1, "--tick").start(xen)?;
-    domain.wait_for("stdtest: tick=2")?;
+    let domain = app(images, kind, 1, "--tick").start_until(xen, "stdtest: tick=2")?;
     xl_works(xen, &domain, "shutdown -w ID")?;
     let run = domain.finish(|_| ())?;
     run.one("segue: control request=poweroff grace_s=0")?;
@@ -173,8 +171,7 @@ fn notice(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
         ("reboot ID", "Reboot", EndReason::Reboot),
         ("shutdown -w ID", "Poweroff", EndReason::PowerOff),
     ] {
-        let mut domain = app(images, kind, 1, "--heed").start(xen)?;
-        domain.wait_for("stdtest: heeds")?;
+        let domain = app(images, kind, 1, "--heed").start_until(xen, "stdtest: heeds")?;
         xl_works(xen, &domain, words)?;
         let run = domain.finish(|_| ())?;
         run.one(&format!("stdtest: asked={request}"))?;
@@ -188,8 +185,7 @@ fn notice(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
 
 /// One that doesn't end is ended, with that reason. `halt` is a power-off.
 fn grace_is_over(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
-    let mut domain = app(images, kind, 1, "--heed-not").start(xen)?;
-    domain.wait_for("stdtest: heeds")?;
+    let mut domain = app(images, kind, 1, "--heed-not").start_until(xen, "stdtest: heeds")?;
     let path = format!("/local/domain/{}/control/shutdown", domain.domid());
     xen.host()
         .exec(&format!("xenstore-write {path} halt"))?
@@ -209,12 +205,11 @@ fn grace_is_over(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
 fn server_ends(xen: &Xen, images: &Images, kind: Kind) -> Result<()> {
     let address = "10.0.0.31";
     let guest = Guest::new(&images.httpd, kind, 2).network(address);
-    let mut domain = guest.start(xen)?;
-    domain.wait_for("segue: net interface=0 ")?;
+    let domain = guest.start_serving(xen)?;
     // A connection that stays open, idle, must not hold it up.
     let command = format!(
         "curl -sS -m 60 http://{address}/metrics >/dev/null && \
-         {{ (sleep 60 | busybox nc {address} 80 >/dev/null 2>&1 &) ; sleep 1; }}"
+         {{ (sleep 60 | busybox nc {address} 80) >/dev/null 2>&1 </dev/null & sleep 1; }}"
     );
     xen.host().exec(&command)?.check()?;
     xl_works(xen, &domain, "shutdown -w ID")?;

@@ -161,6 +161,9 @@ pub const VIF: &str = "type=vif,bridge=xenbr0,script=/tmp/segue/vif";
 /// Its script, and where it goes.
 const VIF_SCRIPT: (&str, &str) = ("tools/suite/dom0/vif", "/tmp/segue/vif");
 
+/// What an image says when its first network device is there.
+const NETWORK: &str = "segue: net interface=0 mac=";
+
 /// A domain to be.
 pub struct Guest {
     kind: Kind,
@@ -258,9 +261,15 @@ impl Guest {
 
     /// Starts it and waits until it says that its network is there.
     pub fn start_serving<'a>(&self, xen: &'a Xen) -> Result<Running<'a>> {
+        self.start_until(xen, NETWORK)
+    }
+
+    /// Starts it and waits for a line that begins so; again if TCG lost it, see
+    /// [`run`](Self::run).
+    pub fn start_until<'a>(&self, xen: &'a Xen, line: &str) -> Result<Running<'a>> {
         for last in [false, true] {
             let mut domain = self.start(xen)?;
-            match domain.wait_for_network() {
+            match domain.wait_for(line) {
                 Ok(_) => return Ok(domain),
                 Err(_) if !last && domain.is_lost(self.kind) => tell_lost(),
                 Err(error) => return Err(error),
@@ -371,7 +380,7 @@ impl Running<'_> {
     /// Waits until it says that its first network device is there; gives the line, with the
     /// addresses.
     pub fn wait_for_network(&mut self) -> Result<Line> {
-        self.wait_for("segue: net interface=0 mac=")
+        self.wait_for(NETWORK)
     }
 
     /// Whether TCG lost it, see [`Guest::run`].

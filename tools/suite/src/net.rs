@@ -403,7 +403,7 @@ fn ping(s: &Shared, t: &Test) -> Result<()> {
     t.serve(s, &guest, |server| {
         let address = server.address.clone();
         let lines = server.domain.lines();
-        let line = lines.iter().find(|l| l.text.contains(",fe80::"));
+        let line = lines.iter().find(|l| l.text.contains("fe80::"));
         let line = Event {
             text: line.map_or("", |l| &l.text),
         };
