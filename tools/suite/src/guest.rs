@@ -255,6 +255,7 @@ impl Guest {
             domain,
             patience: xen.patience,
             seen: 0,
+            host: xen.host(),
             _slot: slot,
         })
     }
@@ -271,7 +272,7 @@ impl Guest {
             let mut domain = self.start(xen)?;
             match domain.wait_for(line) {
                 Ok(_) => return Ok(domain),
-                Err(_) if !last && domain.is_lost(self.kind) => tell_lost(),
+                Err(_) if !last && domain.is_lost() => tell_lost(),
                 Err(error) => return Err(error),
             }
         }
@@ -280,13 +281,13 @@ impl Guest {
 
     /// Runs it to its end.
     ///
-    /// TCG now and then loses a domain while hvmloader runs, with registers of Xen's own in the
-    /// guest's state (seen in Xen's log): it reboots before our first instruction. Such a domain
-    /// says nothing about us and is started again, twice at most, and that is told.
+    /// TCG now and then loses a domain with an exit: Xen's own registers are the guest's, which is
+    /// a triple fault. Such a domain says nothing about us and is started again, twice at most, and
+    /// that is told.
     pub fn run(&self, xen: &Xen) -> Result<Run> {
         for _ in 0..2 {
             let run = self.start(xen)?.finish(|_| ())?;
-            if !(self.kind == Kind::Hvm && run.end == EndReason::Reboot && run.lines.is_empty()) {
+            if !run.lost {
                 return Ok(run);
             }
             tell_lost();
@@ -296,7 +297,7 @@ impl Guest {
 }
 
 fn tell_lost() {
-    eprintln!("suite: a domain rebooted before its kernel's first line; started again");
+    eprintln!("suite: TCG lost a domain, with Xen's registers in its state; started again");
 }
 
 /// A domain that runs.
@@ -305,6 +306,7 @@ pub struct Running<'a> {
     domain: Domain,
     patience: Duration,
     seen: usize,
+    host: &'a XenHost,
     _slot: Slot<'a>,
 }
 
@@ -383,10 +385,20 @@ impl Running<'_> {
         self.wait_for(NETWORK)
     }
 
-    /// Whether TCG lost it, see [`Guest::run`].
-    fn is_lost(&self, kind: Kind) -> bool {
-        let rebooted = self.domain.end() == Some(EndReason::Reboot);
-        kind == Kind::Hvm && rebooted && self.domain.lines().is_empty()
+    /// Whether TCG lost it, see [`Guest::run`]: by Xen's log it ended in Xen's code segment.
+    fn is_lost(&self) -> bool {
+        if self.domain.end() != Some(EndReason::Reboot) {
+            return false;
+        }
+        let dump = format!("*** Dumping Dom{} vcpu#", self.domain.domid());
+        let log = self
+            .host
+            .exec("xl dmesg")
+            .map_or(String::new(), |o| o.stdout);
+        let dumps = log.split(&dump).skip(1);
+        dumps
+            .map(|dump| dump.split("*** Dumping").next().unwrap_or(dump))
+            .any(|dump| dump.contains("cs: e008"))
     }
 
     /// All it printed so far.
@@ -411,6 +423,7 @@ impl Running<'_> {
         let end = self.domain.wait_end(self.patience)?;
         Ok(Run {
             lines: self.domain.lines(),
+            lost: self.is_lost(),
             end,
         })
     }
@@ -431,6 +444,8 @@ impl Running<'_> {
 pub struct Run {
     lines: Vec<Line>,
     end: EndReason,
+    /// TCG lost it.
+    lost: bool,
 }
 
 impl Run {
