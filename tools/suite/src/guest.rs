@@ -54,6 +54,11 @@ impl Xen {
         Ok(())
     }
 
+    /// How the lab's machine ended, if it did.
+    pub fn lab_ended(&self) -> Option<String> {
+        self.lab.ended()
+    }
+
     /// The host.
     pub fn host(&self) -> &XenHost {
         self.lab.host()
