@@ -1,4 +1,9 @@
 //! `eventfd`: a counter to wait for, also together with sockets, in `poll`.
+//!
+//! One that may block is as ESP-IDF's: a read takes what there is, be it 0, and never waits. Crate
+//! `polling`, which is what uses it on this target, takes a notification once for each time that it
+//! was sent, although one read takes all: with Linux's counter its second read waits for ever, with
+//! the poller locked.
 
 use crate::abi::answer_int;
 use crate::abi::errno::Errno;
@@ -38,8 +43,12 @@ impl EventFd {
 impl Object for EventFd {
     fn read(&self, buf: &mut [u8]) -> Result<usize, Errno> {
         let out = buf.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
+        let waits = self.semaphore || self.nonblocking.load(Ordering::Relaxed);
         let taken = self.until(|count| {
             let take = if self.semaphore { 1 } else { *count };
+            if take == 0 && !waits {
+                return Some(0);
+            }
             *count = count.checked_sub(take.max(1))?;
             Some(take)
         })?;
