@@ -6,17 +6,20 @@ use std::arch::asm;
 /// Runs into a fault.
 pub fn run(kind: &str) {
     match kind {
-        // SAFETY: none: the fault is the point, here and below.
+        // SAFETY: none: the fault is the point.
         "null" => unsafe {
             std::ptr::null::<u8>().read_volatile();
         },
+        // SAFETY: none, as above.
         "text" => unsafe { (run as *const () as *mut u8).write_volatile(0) },
         "data" => {
             static CODE: [u8; 2] = [0xc3; 2];
+            // SAFETY: none, as above.
             let f: extern "C" fn() = unsafe { std::mem::transmute(&raw const CODE) };
             f();
         }
         "stack" => println!("{}", deep(1)),
+        // SAFETY: none, as above.
         "divide" => unsafe {
             asm!("xor edx, edx", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
         },
