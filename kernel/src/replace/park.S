@@ -333,7 +333,13 @@ take_back:
         wrmsr
         xorl    %eax, %eax              # no breakpoints
         movq    %rax, %dr7
-        movq    %rax, %cr8              # no priority: every interrupt comes
+        # No task priority: every interrupt comes. Written only if need be: a write while Xen has a
+        # virtual interrupt pending aborts QEMU's emulated SVM (its lock is not held there).
+        movq    %cr8, %rcx
+        testq   %rcx, %rcx
+        jz      1f
+        movq    %rax, %cr8
+1:
         # An NMI blocks further ones until an IRET.
         movl    %ss, %eax
         movq    %rsp, %rcx
