@@ -146,6 +146,10 @@ check: hosttest tools ## Host tests and one domain (five minutes)
 	echo
 	echo 'make check: host tests passed, and a domain replaced its image on a real Xen.'
 
+.PHONY: soak
+soak: tools ## An hour of mixed load: memory, grants and ports stay flat [MINUTES=60]
+	@$(suite) soak $(MINUTES)
+
 .PHONY: bench
 bench: tools ## Figures, to target/bench/results.json [QUICK=1 FILTER=]
 	@$(suite) bench $(if $(QUICK),--quick) $(FILTER)

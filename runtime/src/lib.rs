@@ -76,6 +76,12 @@ pub fn vcpus() -> u32 {
     cpu::smp::online()
 }
 
+/// What the network has done so far.
+#[must_use]
+pub fn network() -> kernel::net::stats::Stats {
+    kernel::net::stats()
+}
+
 /// Free frames of 4 KiB.
 #[must_use]
 pub fn free_frames() -> u64 {

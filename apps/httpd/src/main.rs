@@ -115,7 +115,40 @@ mod platform {
                 kind: Kind::Gauge,
                 read: || f64::from(segue::vcpus()),
             },
+            packets(
+                "segue_net_receive_packets_total",
+                "Frames received.",
+                || segue::network().rx_frames as f64,
+            ),
+            packets("segue_net_receive_bytes_total", "Bytes received.", || {
+                segue::network().rx_bytes as f64
+            }),
+            packets(
+                "segue_net_receive_drop_total",
+                "Frames and packets received that were not used.",
+                || segue::network().rx_dropped as f64,
+            ),
+            packets("segue_net_transmit_packets_total", "Frames sent.", || {
+                segue::network().tx_frames as f64
+            }),
+            packets("segue_net_transmit_bytes_total", "Bytes sent.", || {
+                segue::network().tx_bytes as f64
+            }),
+            packets(
+                "segue_net_transmit_drop_total",
+                "Frames and packets that could not be sent.",
+                || segue::network().tx_dropped as f64,
+            ),
         ]
+    }
+
+    const fn packets(name: &'static str, help: &'static str, read: fn() -> f64) -> Gauge {
+        Gauge {
+            name,
+            help,
+            kind: Kind::Counter,
+            read,
+        }
     }
 
     /// Asked to end, it answers what was asked before.

@@ -51,8 +51,8 @@ fn serve() -> Result<(), String> {
         memory,
         config,
     } = arguments()?;
-    let server =
-        Server::new(Kv::new(Limits::new(memory)), config).map_err(|error| error.to_string())?;
+    let service = Kv::new(Limits::new(memory)).on_platform(platform::info);
+    let server = Server::new(service, config).map_err(|error| error.to_string())?;
     Kv::observe(&server);
     println!(
         "kv: listen={listen} memory_mib={} threads={}",
@@ -96,6 +96,16 @@ mod platform {
         usize::try_from(segue::free_frames() * 4096 / 2).unwrap_or(usize::MAX)
     }
 
+    /// A section of `INFO`.
+    pub fn info() -> String {
+        format!(
+            "\r\n# Segue\r\ngeneration:{}\r\nmemory_free:{}\r\nvcpus:{}\r\n",
+            segue::generation(),
+            segue::free_frames() * 4096,
+            segue::vcpus()
+        )
+    }
+
     /// Asked to end, it answers what was asked before.
     pub fn end_with_the_domain(server: &Server<Kv>) -> Result<(), String> {
         let server = server.clone();
@@ -113,6 +123,10 @@ mod platform {
 
     pub fn memory() -> usize {
         256 << 20
+    }
+
+    pub fn info() -> String {
+        String::new()
     }
 
     pub fn end_with_the_domain(_: &Server<Kv>) -> Result<(), String> {

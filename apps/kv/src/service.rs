@@ -54,6 +54,7 @@ pub struct Kv {
     clients: AtomicU64,
     commands: AtomicU64,
     observer: OnceLock<Observer<Kv>>,
+    platform: fn() -> String,
 }
 
 /// What is known of a connection.
@@ -74,7 +75,14 @@ impl Kv {
             clients: AtomicU64::new(0),
             commands: AtomicU64::new(0),
             observer: OnceLock::new(),
+            platform: String::new,
         }
+    }
+
+    /// Lets `INFO` say what it runs on: whole lines.
+    #[must_use]
+    pub fn on_platform(self, platform: fn() -> String) -> Self {
+        Self { platform, ..self }
     }
 
     /// Lets `INFO` tell of a server's connections, which has to be the one that runs this.
@@ -133,7 +141,7 @@ impl Kv {
              total_net_input_bytes:{received}\r\ntotal_net_output_bytes:{sent}\r\n\
              expired_keys:{expired}\r\nevicted_keys:0\r\n"
         );
-        text
+        text + &(self.platform)()
     }
 
     /// Does what `input` asks for; the lock is taken once for all of it.

@@ -1,7 +1,7 @@
-//! Test app: std's threads, locks, clocks and the rest, by their public interface.
+//! Test app: std's threads, locks, clocks, files, sockets and the rest, by their public interface.
 //!
 //! Prints `stdtest: name=… outcome=ok` for each check and `stdtest: done failed=0` at the end.
-//! Arguments: names of checks to run; all without. `--fault overflow` and `--fault panic` end the
+//! Arguments: `--times N`, then names of checks to run; all without. `--fault overflow` and `--fault panic` end the
 //! image in a thread that has a name; `--exit N` ends it with a status; `--switch` replaces the
 //! image by itself from a thread, over and over, as often as there are generations left to
 //! `--until N`; `--fail` has main return an error; `--stdin` repeats what is typed; `--tick` tells
@@ -14,7 +14,9 @@ mod clocks;
 mod control;
 mod devices;
 mod faults;
+mod files;
 mod locks;
+mod sockets;
 mod threads;
 
 use std::time::{Duration, Instant};
@@ -57,6 +59,13 @@ const CHECKS: &[(&str, Check)] = &[
     ("random", cells::random),
     ("out-of-memory-spawn", threads::out_of_memory),
     ("errors", cells::errors),
+    ("tree", files::tree),
+    ("tmp", files::tmp),
+    ("streams", sockets::streams),
+    ("socket-options", sockets::options),
+    ("refusals", sockets::refusals),
+    ("many-connections", sockets::many),
+    ("datagrams", sockets::datagrams),
     ("logs", cells::logs),
 ];
 
@@ -96,11 +105,14 @@ fn main() -> Result<(), String> {
         }
         _ => {}
     }
+    let (times, names) = match args[..] {
+        ["--times", n, ref names @ ..] => (n.parse().map_err(|_| "--times N")?, names),
+        ref names => (1, names),
+    };
+    let chosen = |name| names.is_empty() || names.contains(&name);
+    let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| chosen(*name)).collect();
     let mut failed = 0;
-    for (name, check) in CHECKS {
-        if !args.is_empty() && !args.contains(name) {
-            continue;
-        }
+    for (name, check) in checks.iter().cycle().take(checks.len() * times) {
         let start = Instant::now();
         let outcome = check();
         let us = start.elapsed().as_micros();

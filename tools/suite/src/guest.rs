@@ -163,6 +163,9 @@ impl fmt::Display for Kind {
 /// A network device on the lab's bridge, as `xl` is told.
 pub const VIF: &str = "type=vif,bridge=xenbr0,script=/tmp/segue/vif";
 
+/// The lab's bridge.
+const BRIDGE: &str = "xenbr0";
+
 /// Its script, and where it goes.
 const VIF_SCRIPT: (&str, &str) = ("tools/suite/dom0/vif", "/tmp/segue/vif");
 
@@ -181,6 +184,8 @@ pub struct Guest {
     address: Option<String>,
     /// Network devices.
     vifs: usize,
+    second: Option<(String, String)>,
+    beside: bool,
     alone: bool,
 }
 
@@ -199,6 +204,8 @@ impl Guest {
             cmdline: String::new(),
             address: None,
             vifs: 0,
+            second: None,
+            beside: false,
             alone: vcpus > 4,
         }
     }
@@ -234,6 +241,18 @@ impl Guest {
         self
     }
 
+    /// With one more, on another bridge, and its address there.
+    pub fn also_on(mut self, bridge: &str, address: &str) -> Guest {
+        self.second = Some((bridge.into(), address.into()));
+        self
+    }
+
+    /// Beside any others.
+    pub fn beside(mut self) -> Guest {
+        self.beside = true;
+        self
+    }
+
     /// While no other domain runs.
     pub fn alone(mut self) -> Guest {
         self.alone = true;
@@ -242,7 +261,11 @@ impl Guest {
 
     /// Starts it; it is destroyed when the result is dropped.
     pub fn start<'a>(&self, xen: &'a Xen) -> Result<Running<'a>> {
-        let slot = xen.slots.take(if self.alone { SLOTS } else { 1 });
+        let slot = xen.slots.take(match (self.beside, self.alone) {
+            (true, _) => 0,
+            (_, true) => SLOTS,
+            _ => 1,
+        });
         let mut config = DomainConfig::new(self.kind.domain_type(), &self.kernel);
         config.ramdisk.clone_from(&self.module);
         config.cmdline.clone_from(&self.cmdline);
@@ -251,9 +274,14 @@ impl Guest {
         if let Some(address) = &self.address {
             // Without `type` an HVM domain gets an emulated device too, for which dom0 has no tap.
             xen.prepare_network()?;
-            let devices = vec![format!("'{VIF}'"); self.vifs].join(", ");
-            config.extra.push(format!("vif=[{devices}]"));
+            let mut devices = vec![format!("'{VIF}'"); self.vifs];
             config.cmdline = format!("segue.ip={address}/24 {}", self.cmdline);
+            if let Some((bridge, address)) = &self.second {
+                let ip = format!("segue.ip={address}/24%{}", devices.len());
+                devices.push(format!("'{}'", VIF.replace(BRIDGE, bridge)));
+                config.cmdline = format!("{ip} {}", config.cmdline);
+            }
+            config.extra.push(format!("vif=[{}]", devices.join(", ")));
         }
         let domain = xen.host().create(&config)?;
         Ok(Running {

@@ -10,6 +10,7 @@ mod guest;
 mod images;
 mod net;
 mod qemu;
+mod soak;
 mod test;
 
 use std::path::Path;
@@ -64,6 +65,12 @@ enum Command {
     },
     /// Show what Segue does, in under three minutes.
     Demo,
+    /// Mixed load on three domains at once: what they hold has to stay the same.
+    Soak {
+        /// For so long.
+        #[arg(default_value_t = 60)]
+        minutes: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -90,6 +97,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { filter, list } => test::run(&filter, list),
         Command::Bench { quick, filter } => bench::run(quick, &filter),
         Command::Demo => demo::run(),
+        Command::Soak { minutes } => soak::run(minutes),
         Command::Check => test::run(&["check::".to_owned()], false),
     }
 }

@@ -61,6 +61,8 @@ pub fn cases() -> Vec<Case> {
         add("ping", ping, kind, vcpus);
     }
     add("takes_an_address_over", takes_over, Pvh, 1);
+    add("backend_restart", backend_restart, Pvh, 2);
+    add("two_links", two_links, Hvm, 2);
     all
 }
 
@@ -292,6 +294,12 @@ fn requests(server: &Server<'_>) -> Result<()> {
     ] {
         expect(metrics.lines().any(|l| l == line), line, &metrics)?;
     }
+    let received = server.metric("segue_net_receive_packets_total")?;
+    let sent = server.metric("segue_net_transmit_packets_total")?;
+    ensure!(
+        received > 30.0 && sent > 30.0,
+        "{received} and {sent} packets"
+    );
     Ok(())
 }
 
@@ -662,5 +670,58 @@ fn takes_over(s: &Shared, t: &Test) -> Result<()> {
         });
     }
     host.exec(&format!("ip link del {port}"))?.check()?;
+    result
+}
+
+/// dom0's driver lets go of the device and takes it again, as when it is updated: a connection goes
+/// on.
+fn backend_restart(s: &Shared, t: &Test) -> Result<()> {
+    t.serve(s, &t.guest(&s.images.echo), |server| {
+        let (id, driver) = (server.domain.domid(), "/sys/bus/xen-backend/drivers/vif");
+        let vif = server.vif();
+        // Nobody but the toolstack, once, puts the device on its bridge.
+        let restart = format!(
+            "echo vif-{id}-0 > {driver}/unbind; sleep 1; echo vif-{id}-0 > {driver}/bind; \
+             until ip link set {vif} master xenbr0 up; do sleep 0.2; done"
+        );
+        for _ in 0..2 {
+            let line = server.client(7, &format!("across '{restart}'"))?;
+            s.note(format!("{}: {line}", t.name));
+        }
+        Ok(())
+    })
+}
+
+/// Two devices, on two bridges: each has its address, and each is used for its link.
+fn two_links(s: &Shared, t: &Test) -> Result<()> {
+    let (bridge, dom0, domain) = ("segue-second", "10.0.9.1", "10.0.9.2");
+    let host = s.xen.host();
+    host.exec(&format!(
+        "ip link add {bridge} type bridge forward_delay 0 && ip addr add {dom0}/24 dev {bridge} && \
+         ip link set {bridge} up"
+    ))?
+    .check()?;
+    let guest = t.guest(&s.images.httpd).also_on(bridge, domain);
+    let result = t.serve(s, &guest, |server| {
+        let page = |server: &Server<'_>| {
+            let wanted = include_str!("../../../apps/httpd/files/www/index.html");
+            expect_same(&server.curl("", "/")?, wanted, "the page")
+        };
+        page(server)?;
+        let first = std::mem::replace(&mut server.address, domain.into());
+        while server.run(&format!("ping -c 1 -W 2 {domain}")).is_err() {
+            server.domain.next_line()?.context("the domain ended")?;
+        }
+        page(server)?;
+        // Without the first, the second one is still there.
+        let id = server.domain.domid();
+        server.run(&format!("xl network-detach {id} 0"))?;
+        server.domain.wait_for("segue: net interface=0 gone")?;
+        page(server)?;
+        let gone = server.run(&format!("ping -c 2 -i 0.3 -W 1 {first}"));
+        ensure!(gone.is_err(), "the first address still answers");
+        Ok(())
+    });
+    host.exec(&format!("ip link del {bridge}"))?.check()?;
     result
 }

@@ -520,16 +520,20 @@ fn hang(s: &Shared, kind: Kind) -> Result<()> {
     run.ended(EndReason::Watchdog)
 }
 
+/// How often every check of std is made.
+const TIMES: u32 = 20;
+
 /// std's threads, locks, clocks and the rest.
 fn std_app(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
-    let run = Guest::new(&s.images.stdtest, kind, vcpus).run(&s.xen)?;
+    let guest = Guest::new(&s.images.stdtest, kind, vcpus).cmdline(format!("-- --times {TIMES}"));
+    let run = guest.run(&s.xen)?;
     let mut count = 0;
     for check in run.events("stdtest: name=") {
         run.explain(check.is("outcome", "ok"))?;
         count += 1;
     }
     run.explain(run.one("stdtest: done ")?.is("failed", 0))?;
-    run.check(count >= 30, || format!("only {count} checks"))?;
+    run.check(count >= 41 * TIMES, || format!("only {count} checks"))?;
     powered_off(&run)
 }
 
