@@ -78,6 +78,8 @@ fault_common:
 .macro INTERRUPT name, handler
 .globl \name
 \name:
+        testl   $0x200, 16(%rsp)        # RFLAGS.IF
+        jz      5f
         cld
         pushq   %rbp
         movq    %rsp, %rbp
@@ -133,6 +135,10 @@ fault_common:
         popq    %rbx
         popq    %rax
         popq    %rbp
+        iretq
+        # None can come while interrupts are off. QEMU's emulated SVM delivers one again, as if it
+        # were an exception, when its thread is kicked just after Xen injected it.
+5:      lock incq SEGUE_REPEATED(%rip)
         iretq
 .endm
 

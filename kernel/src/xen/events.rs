@@ -38,6 +38,15 @@ pub fn upcalls() -> u64 {
     UPCALLS.load(Ordering::Relaxed)
 }
 
+/// Interrupts that came while they were off, of all vCPUs: no processor does that.
+#[unsafe(export_name = "SEGUE_REPEATED")]
+static REPEATED: AtomicU64 = AtomicU64::new(0);
+
+/// Interrupts that an emulated processor delivered twice since the image started. They are ignored.
+pub fn repeated() -> u64 {
+    REPEATED.load(Ordering::Relaxed)
+}
+
 /// Masks everything, as a domain starts with it all unmasked.
 pub fn mask_all(_: Committed) {
     if let Some(si) = shared_info::get() {
