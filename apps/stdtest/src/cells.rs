@@ -48,6 +48,7 @@ pub fn destructors() -> Result<String, String> {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
     }
+    DROPPED.store(0, Ordering::Relaxed);
     thread_local!(static COUNTED: Counted = const { Counted });
     let handles: Vec<_> = (0..10)
         .map(|_| thread::spawn(|| COUNTED.with(|_| ())))

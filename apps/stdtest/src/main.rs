@@ -124,7 +124,8 @@ fn main() -> Result<(), String> {
             }
         }
     }
-    println!("stdtest: done failed={failed}");
+    let repeated = segue::kernel::xen::events::repeated();
+    println!("stdtest: done failed={failed} repeated_interrupts={repeated}");
     Ok(())
 }
 

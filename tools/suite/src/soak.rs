@@ -84,9 +84,9 @@ pub fn run(minutes: u64) -> Result<ExitCode> {
     while start.elapsed() < length || rounds.len() <= START {
         for result in thread::scope(|scope| {
             let servers = ["httpd", "kv", "echo"].map(|server| {
-                let load = LOAD.iter().filter(move |(of, _)| *of == server);
+                let mut load = LOAD.iter().filter(move |(of, _)| *of == server);
                 let xen = &xen;
-                scope.spawn(move || load.map(|(_, command)| put(xen, command, client)).collect())
+                scope.spawn(move || load.try_for_each(|(_, command)| put(xen, command, client)))
             });
             servers.map(|server| {
                 server

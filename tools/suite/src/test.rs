@@ -242,9 +242,9 @@ fn cases() -> Vec<Case> {
             }));
         }
     }
-    for (kind, vcpus) in [(Kind::Hvm, 2), (Kind::Pvh, 1), (Kind::Pvh, 4)] {
+    for (kind, vcpus, times) in [(Kind::Hvm, 2, 3), (Kind::Pvh, 1, 20), (Kind::Pvh, 4, 20)] {
         all.push(case(format!("std::{kind}_{vcpus}"), move |s| {
-            std_app(s, kind, vcpus)
+            std_app(s, kind, vcpus, times)
         }));
     }
     all.extend(crate::net::cases());
@@ -520,12 +520,9 @@ fn hang(s: &Shared, kind: Kind) -> Result<()> {
     run.ended(EndReason::Watchdog)
 }
 
-/// How often every check of std is made.
-const TIMES: u32 = 20;
-
-/// std's threads, locks, clocks and the rest.
-fn std_app(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
-    let guest = Guest::new(&s.images.stdtest, kind, vcpus).cmdline(format!("-- --times {TIMES}"));
+/// std's threads, locks, clocks and the rest, over and over.
+fn std_app(s: &Shared, kind: Kind, vcpus: u32, times: u32) -> Result<()> {
+    let guest = Guest::new(&s.images.stdtest, kind, vcpus).cmdline(format!("-- --times {times}"));
     let run = guest.run(&s.xen)?;
     let mut count = 0;
     for check in run.events("stdtest: name=") {
@@ -533,7 +530,7 @@ fn std_app(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
         count += 1;
     }
     run.explain(run.one("stdtest: done ")?.is("failed", 0))?;
-    run.check(count >= 41 * TIMES, || format!("only {count} checks"))?;
+    run.check(count >= 41 * times, || format!("only {count} checks"))?;
     powered_off(&run)
 }
 
