@@ -96,57 +96,72 @@ mod platform {
     }
 
     pub fn gauges() -> Vec<Gauge> {
+        use Kind::{Counter, Gauge};
         vec![
-            Gauge {
-                name: "segue_generation",
-                help: "1 for the image the domain booted, one more for each committed switch.",
-                kind: Kind::Gauge,
-                read: || segue::generation() as f64,
-            },
-            Gauge {
-                name: "segue_memory_free_bytes",
-                help: "Memory in free frames.",
-                kind: Kind::Gauge,
-                read: || segue::free_frames() as f64 * 4096.0,
-            },
-            Gauge {
-                name: "segue_vcpus",
-                help: "Virtual CPUs.",
-                kind: Kind::Gauge,
-                read: || f64::from(segue::vcpus()),
-            },
-            packets(
+            metric(
+                "segue_generation",
+                "1 for the image the domain booted, one more for each committed switch.",
+                Gauge,
+                || segue::generation() as f64,
+            ),
+            metric(
+                "segue_memory_free_bytes",
+                "Memory in free frames.",
+                Gauge,
+                || segue::free_frames() as f64 * 4096.0,
+            ),
+            metric("segue_vcpus", "Virtual CPUs.", Gauge, || {
+                f64::from(segue::vcpus())
+            }),
+            metric(
                 "segue_net_receive_packets_total",
                 "Frames received.",
+                Counter,
                 || segue::network().rx_frames as f64,
             ),
-            packets("segue_net_receive_bytes_total", "Bytes received.", || {
-                segue::network().rx_bytes as f64
-            }),
-            packets(
+            metric(
+                "segue_net_receive_bytes_total",
+                "Bytes received.",
+                Counter,
+                || segue::network().rx_bytes as f64,
+            ),
+            metric(
                 "segue_net_receive_drop_total",
                 "Frames and packets received that were not used.",
+                Counter,
                 || segue::network().rx_dropped as f64,
             ),
-            packets("segue_net_transmit_packets_total", "Frames sent.", || {
-                segue::network().tx_frames as f64
-            }),
-            packets("segue_net_transmit_bytes_total", "Bytes sent.", || {
-                segue::network().tx_bytes as f64
-            }),
-            packets(
+            metric(
+                "segue_net_transmit_packets_total",
+                "Frames sent.",
+                Counter,
+                || segue::network().tx_frames as f64,
+            ),
+            metric(
+                "segue_net_transmit_bytes_total",
+                "Bytes sent.",
+                Counter,
+                || segue::network().tx_bytes as f64,
+            ),
+            metric(
                 "segue_net_transmit_drop_total",
                 "Frames and packets that could not be sent.",
+                Counter,
                 || segue::network().tx_dropped as f64,
             ),
         ]
     }
 
-    const fn packets(name: &'static str, help: &'static str, read: fn() -> f64) -> Gauge {
+    const fn metric(
+        name: &'static str,
+        help: &'static str,
+        kind: Kind,
+        read: fn() -> f64,
+    ) -> Gauge {
         Gauge {
             name,
             help,
-            kind: Kind::Counter,
+            kind,
             read,
         }
     }

@@ -38,7 +38,7 @@ const LOAD: [(&str, &str); 8] = [
     ),
     (
         "kv",
-        "redis-benchmark -h 10.0.0.92 -t set,get,incr,lpush,del -c 50 -n 3000 -r 500 --csv",
+        "redis-benchmark -h 10.0.0.92 -t set,get,incr -c 50 -n 3000 -r 500 --csv",
     ),
     (
         "kv",
