@@ -13,7 +13,7 @@ pub struct LabConfig {
     pub dom0_mib: u64,
     /// Memory for all domains that run at the same time.
     pub domains_mib: u64,
-    /// Emulated processors.
+    /// Emulated processors; the first one is not for domains.
     pub cpus: u32,
     /// How long Xen and dom0 may take to come up.
     pub start_timeout: Duration,
@@ -31,7 +31,7 @@ impl LabConfig {
             dir: lab_dir(),
             dom0_mib: 1024,
             domains_mib: 1536,
-            cpus: 2,
+            cpus: 3,
             start_timeout: Duration::from_secs(180),
             xen_host: env::var("SEGUE_XEN_HOST")
                 .ok()
