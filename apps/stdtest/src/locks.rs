@@ -254,7 +254,7 @@ pub fn channel_timeout() -> Result<String, String> {
         thread::sleep(Duration::from_millis(5));
         sender.send(9).unwrap();
     });
-    let got = receiver.recv_timeout(Duration::from_secs(30));
+    let got = receiver.recv_timeout(crate::PATIENCE);
     ensure(got == Ok(9), || format!("{got:?}"))?;
     late.join().map_err(|_| "a panic")?;
     ensure(receiver.recv().is_err(), || "not closed".into())?;

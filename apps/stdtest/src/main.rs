@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// A check: an error says what was wrong.
 type Check = fn() -> Result<String, String>;
 
+/// How long anything may take here, on a host as busy as may be: what takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// All checks by name.
 const CHECKS: &[(&str, Check)] = &[
     ("spawn", threads::spawn),

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_millis(30);
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = crate::PATIENCE;
 
 fn at<T>(what: &str, result: io::Result<T>) -> Result<T, String> {
     result.map_err(|e| format!("{what}: {e} ({:?})", e.kind()))

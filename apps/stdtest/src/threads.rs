@@ -66,7 +66,7 @@ pub fn parallelism() -> Result<String, String> {
     // As many threads as vCPUs get to run at the same time, each on its own.
     let barrier = Barrier::new(vcpus);
     let seen = std::sync::Mutex::new(HashSet::new());
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + crate::PATIENCE;
     thread::scope(|s| {
         for _ in 0..vcpus {
             s.spawn(|| {
@@ -184,7 +184,7 @@ pub fn spinners() -> Result<String, String> {
     let took = start.elapsed();
     worker.join().map_err(|_| "a panic")?;
     // Every spinner has had a turn, too.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + crate::PATIENCE;
     let waits = || {
         turns
             .iter()
@@ -203,7 +203,7 @@ pub fn spinners() -> Result<String, String> {
     ensure(starved == 0, || {
         format!("{starved} of {count} spinners had no turn")
     })?;
-    ensure(took < Duration::from_secs(20), || format!("took {took:?}"))?;
+    ensure(took < crate::PATIENCE, || format!("took {took:?}"))?;
     Ok(format!("spinners={count} worker_us={}", took.as_micros()))
 }
 
@@ -284,7 +284,7 @@ pub fn churn() -> Result<String, String> {
     for _ in 0..100 {
         drop(thread::Builder::new().stack_size(64 * 1024).spawn(|| ()));
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + crate::PATIENCE;
     while segue::free_frames() != before && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
@@ -347,7 +347,7 @@ pub fn priorities() -> Result<String, String> {
         })
         .collect();
     thread::sleep(Duration::from_millis(300));
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + crate::PATIENCE;
     let starved = || {
         turns
             .iter()
