@@ -123,6 +123,13 @@ pub enum LabError {
         timeout: Duration,
     },
 
+    /// A command on the Xen host was given up because what it was for had ended.
+    #[error("on the Xen host, `{command}` was given up: what it was for has ended")]
+    RemoteGivenUp {
+        /// The command.
+        command: String,
+    },
+
     /// A value cannot be written into an xl configuration.
     #[error("{what} cannot be written into an xl configuration: {value:?} ({why})")]
     Config {

@@ -220,7 +220,20 @@ impl XenHost {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub fn exec_for(&self, command: &str, timeout: Duration) -> Result<Output> {
-        self.run(command, Stdio::null(), None, timeout)
+        self.run(command, Stdio::null(), None, timeout, || true)
+    }
+
+    /// Runs a shell command as long as `go_on` says so, which is asked about once a second.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec), and [`LabError::RemoteGivenUp`].
+    pub fn exec_while(
+        &self,
+        command: &str,
+        timeout: Duration,
+        go_on: impl Fn() -> bool,
+    ) -> Result<Output> {
+        self.run(command, Stdio::null(), None, timeout, go_on)
     }
 
     /// Runs a shell script of any length.
@@ -233,7 +246,7 @@ impl XenHost {
             .write_all(text.as_bytes())
             .and_then(|()| std::io::Seek::rewind(&mut file));
         written.map_err(LabError::file(std::env::temp_dir()))?;
-        let mut output = self.run("sh -s", file.into(), None, timeout)?;
+        let mut output = self.run("sh -s", file.into(), None, timeout, || true)?;
         output.command = text.lines().next().unwrap_or_default().to_owned();
         Ok(output)
     }
@@ -253,7 +266,8 @@ impl XenHost {
              {{ rm -f \"$part\"; echo 'the copy broke off' >&2; exit 1; }}",
             remote = shell_words::quote(remote)
         );
-        self.run(&command, file.into(), None, transfer_timeout(size))?
+        let limit = transfer_timeout(size);
+        self.run(&command, file.into(), None, limit, || true)?
             .check()?;
         Ok(())
     }
@@ -270,6 +284,7 @@ impl XenHost {
             Stdio::null(),
             Some(file.into()),
             transfer_timeout(1 << 30),
+            || true,
         )?
         .check()?;
         Ok(())
@@ -342,6 +357,7 @@ impl XenHost {
         stdin: Stdio,
         stdout: Option<Stdio>,
         timeout: Duration,
+        go_on: impl Fn() -> bool,
     ) -> Result<Output> {
         let spawn_error = |source| LabError::Spawn {
             program: "ssh".into(),
@@ -360,7 +376,20 @@ impl XenHost {
             .map_err(spawn_error)?;
         let stdout = child.stdout.take().map(read_all);
         let stderr = child.stderr.take().map(read_all);
-        let status = child.wait_timeout(timeout).map_err(spawn_error)?;
+        let start = Instant::now();
+        let mut given_up = false;
+        let status = loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            let status = child.wait_timeout(left.min(Duration::from_secs(1)));
+            let status = status.map_err(spawn_error)?;
+            if status.is_some() || left.is_zero() {
+                break status;
+            }
+            if !go_on() {
+                given_up = true;
+                break None;
+            }
+        };
         if status.is_none() {
             // Fails only if it ended just now.
             let _ = child.kill();
@@ -371,9 +400,10 @@ impl XenHost {
             String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
         };
         let Some(status) = status else {
-            return Err(LabError::RemoteTimeout {
-                command: command.to_owned(),
-                timeout,
+            let command = command.to_owned();
+            return Err(match given_up {
+                true => LabError::RemoteGivenUp { command },
+                false => LabError::RemoteTimeout { command, timeout },
             });
         };
         let output = Output {

@@ -66,7 +66,7 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
     let client = |stop: &str| {
         format!(
             "last=\nwhile [ ! -e {stop} ]; do\n\
-             new=$(curl -s --connect-timeout 0.5 -m 3 http://{address}/)\n\
+             new=$(curl -s --connect-timeout 3 -m 20 http://{address}/)\n\
              if [ \"$new\" ] && [ \"$new\" != \"$last\" ]; then echo $new; last=$new; fi\n\
              sleep 0.1\ndone\n"
         )

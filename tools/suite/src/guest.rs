@@ -1,5 +1,6 @@
 //! One domain from its start to its end, and what it printed.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -64,6 +65,17 @@ impl Xen {
         self.lab.host()
     }
 
+    /// Whether TCG lost one of the domains that this thread started since [`forget_started`]. Such a
+    /// domain says nothing about us.
+    ///
+    /// TCG now and then does a domain's exit twice, and the second time Xen's own registers become
+    /// the domain's: Xen's log has them then, in Xen's code segment.
+    pub fn lost_one(&self) -> bool {
+        let log = self.host().exec("xl dmesg");
+        let log = log.map_or(String::new(), |output| output.stdout);
+        STARTED.with_borrow(|domids| domids.iter().any(|id| is_lost(&log, *id)))
+    }
+
     /// How many times slower it is than where the times in tests were chosen; at least 1.
     pub fn slowness(&self) -> f64 {
         self.patience.as_secs_f64() / PATIENCE.as_secs_f64()
@@ -73,6 +85,24 @@ impl Xen {
     pub fn patience(&self) -> Duration {
         self.patience
     }
+}
+
+thread_local! {
+    static STARTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See [`Xen::lost_one`].
+pub fn forget_started() {
+    STARTED.take();
+}
+
+/// Whether, by Xen's log, a domain ended in Xen's code segment.
+fn is_lost(log: &str, domid: u32) -> bool {
+    let start = format!("*** Dumping Dom{domid} vcpu#");
+    let dumps = log.split(&start).skip(1);
+    dumps
+        .map(|dump| dump.split("*** Dumping").next().unwrap_or(dump))
+        .any(|dump| dump.contains("cs: e008"))
 }
 
 /// How much slower dom0 is than on the machine where the times here were chosen.
@@ -284,6 +314,7 @@ impl Guest {
             config.extra.push(format!("vif=[{}]", devices.join(", ")));
         }
         let domain = xen.host().create(&config)?;
+        STARTED.with_borrow_mut(|domids| domids.push(domain.domid()));
         Ok(Running {
             domain,
             patience: xen.patience,
@@ -298,8 +329,7 @@ impl Guest {
         self.start_until(xen, NETWORK)
     }
 
-    /// Starts it and waits for a line that begins so; again if TCG lost it, see
-    /// [`run`](Self::run).
+    /// Starts it and waits for a line that begins so; again if TCG lost it, see [`Xen::lost_one`].
     pub fn start_until<'a>(&self, xen: &'a Xen, line: &str) -> Result<Running<'a>> {
         for last in [false, true] {
             let mut domain = self.start(xen)?;
@@ -314,9 +344,7 @@ impl Guest {
 
     /// Runs it to its end.
     ///
-    /// TCG now and then loses a domain with an exit: Xen's own registers are the guest's, which is
-    /// a triple fault. Such a domain says nothing about us and is started again, twice at most, and
-    /// that is told.
+    /// One that TCG loses, see [`Xen::lost_one`], is started again, twice at most, and that is told.
     pub fn run(&self, xen: &Xen) -> Result<Run> {
         for _ in 0..2 {
             let run = self.start(xen)?.finish(|_| ())?;
@@ -418,20 +446,18 @@ impl Running<'_> {
         self.wait_for(NETWORK)
     }
 
-    /// Whether TCG lost it, see [`Guest::run`]: by Xen's log it ended in Xen's code segment.
+    /// Whether it ended because TCG lost it, see [`Xen::lost_one`].
     fn is_lost(&self) -> bool {
-        if self.domain.end() != Some(EndReason::Reboot) {
-            return false;
-        }
-        let dump = format!("*** Dumping Dom{} vcpu#", self.domain.domid());
-        let log = self
-            .host
-            .exec("xl dmesg")
-            .map_or(String::new(), |o| o.stdout);
-        let dumps = log.split(&dump).skip(1);
-        dumps
-            .map(|dump| dump.split("*** Dumping").next().unwrap_or(dump))
-            .any(|dump| dump.contains("cs: e008"))
+        self.domain.end() == Some(EndReason::Reboot)
+            && self
+                .host
+                .exec("xl dmesg")
+                .is_ok_and(|log| is_lost(&log.stdout, self.domid()))
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&self) -> bool {
+        self.domain.end().is_none()
     }
 
     /// All it printed so far.
@@ -605,6 +631,15 @@ mod tests {
         assert_eq!(event.number("vcpus").unwrap(), 2);
         assert!(event.get("cpus").is_err());
         assert!(event.is("vcpus", 3).is_err());
+    }
+
+    #[test]
+    fn a_lost_domain_is_told_by_its_number() {
+        let log = "(XEN) *** Dumping Dom12 vcpu#0 state: ***\n(XEN) RIP: e008 cs: e008\n\
+                   (XEN) *** Dumping Dom1 vcpu#0 state: ***\n(XEN) cs: 0010\n";
+        assert!(is_lost(log, 12));
+        assert!(!is_lost(log, 1));
+        assert!(!is_lost(log, 2));
     }
 
     #[test]

@@ -124,10 +124,11 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Runs a command in dom0 that has to succeed; gives all it printed.
+    /// Runs a command in dom0 that has to succeed while the domain runs; gives all it printed.
     fn run(&self, command: &str) -> Result<String> {
         let limit = LIMIT.mul_f64(self.xen.slowness());
-        let output = self.xen.host().exec_for(command, limit)?;
+        let host = self.xen.host();
+        let output = host.exec_while(command, limit, || self.domain.runs())?;
         ensure!(
             output.success(),
             "`{command}` ended with {}:\n{}{}",

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use segue_lab::EndReason;
 
-use crate::guest::{Event, Guest, Kind, Run, Xen};
+use crate::guest::{Event, Guest, Kind, Run, Xen, forget_started};
 use crate::images::Images;
 
 /// What tests share.
@@ -48,12 +48,25 @@ impl Shared {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a test, and lets it be seen that it runs.
+    /// Runs a test, and lets it be seen that it runs. One that fails with a domain that TCG lost
+    /// runs again, twice at most.
     fn watch(&self, case: &Case) -> Result<()> {
         self.progress()
             .running
             .push((case.name.clone(), Instant::now()));
-        let result = (case.body)(self);
+        let mut again = 0;
+        let result = loop {
+            forget_started();
+            let result = (case.body)(self);
+            match &result {
+                Err(error) if again < 2 && self.xen.lost_one() => {
+                    eprintln!("suite: {}: TCG lost its domain: {error:#}", case.name);
+                    eprintln!("suite: {}: again", case.name);
+                    again += 1;
+                }
+                _ => break result,
+            }
+        };
         if let Err(error) = &result {
             // Now, too: the summary is far.
             eprintln!("suite: {} failed: {error:#}", case.name);
