@@ -19,7 +19,7 @@ mod task {
 
     /// Loom's threads and locks.
     pub mod sys {
-        pub use loom::sync::atomic::{AtomicU8, fence};
+        pub use loom::sync::atomic::{AtomicU8, AtomicU32, fence};
         use std::sync::{Mutex, OnceLock};
 
         /// A lock that can be made in a const, as the kernel's can: loom's is made when it is first
@@ -82,7 +82,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
 use task::futex::{NotWoken, Table};
-use task::idle::{Idle, State};
+use task::idle::{Idle, IdleSet, State};
 use task::token::Token;
 use task::wait::WaitQueue;
 
@@ -277,5 +277,41 @@ fn work_for_an_idle_vcpu_is_seen_or_an_interrupt_is_sent() {
         idle.set(State::Busy);
         assert_eq!(length.load(Ordering::Acquire), 1);
         giver.join().unwrap();
+    });
+}
+
+#[test]
+fn a_vcpu_whose_work_was_stolen_can_be_claimed_again() {
+    loom::model(|| {
+        let idle = Arc::new(Idle::with(task::sys::AtomicU8::new(State::Busy as u8)));
+        let set = Arc::new(IdleSet::with(task::sys::AtomicU32::new(0)));
+        let length = Arc::new(AtomicU32::new(0));
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let others = thread::spawn({
+            let (idle, set) = (idle.clone(), set.clone());
+            let (length, interrupt) = (length.clone(), interrupt.clone());
+            move || {
+                if set.claim_any() == Some(0) {
+                    length.fetch_add(1, Ordering::Release);
+                    if idle.must_interrupt() {
+                        interrupt.store(true, Ordering::Release);
+                    }
+                    take(&length);
+                }
+            }
+        });
+        idle.set(State::Polling);
+        set.add(0);
+        let mut sleeps = false;
+        if length.load(Ordering::Acquire) == 0 {
+            idle.set(State::Halted);
+            set.add(0);
+            sleeps = length.load(Ordering::Acquire) == 0;
+        }
+        others.join().unwrap();
+        // Asleep for good only where the next one finds it.
+        if sleeps && !interrupt.load(Ordering::Acquire) {
+            assert_eq!(set.claim_any(), Some(0));
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! What the kernel's threads offer, over the host's own: for tests of what is built on them.
 
 pub use crate::sync::Lock;
-pub use core::sync::atomic::{AtomicU8, fence};
+pub use core::sync::atomic::{AtomicU8, AtomicU32, fence};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 //! whether it sleeps: one of them sees what the other did (a full fence between the two steps of
 //! each). `tests/loom.rs` tries all orders.
 
-use super::sys::{AtomicU8, fence};
+use super::sys::{AtomicU8, AtomicU32, fence};
 use core::sync::atomic::Ordering;
 
 /// What a vCPU does.
@@ -48,4 +48,49 @@ impl Idle {
     pub fn is_busy(&self) -> bool {
         self.0.load(Ordering::Acquire) == State::Busy as u8
     }
+}
+
+/// The vCPUs that have no work, for those that have some: a bit for each.
+///
+/// Who takes one out gives it work, but another vCPU may have stolen that by the time it looks. So
+/// it puts itself in again before it sleeps, or nobody would ever wake it.
+#[derive(Debug)]
+pub struct IdleSet(AtomicU32);
+
+impl IdleSet {
+    /// In a word that is 0.
+    #[must_use]
+    pub const fn with(word: AtomicU32) -> Self {
+        Self(word)
+    }
+
+    /// Called by a vCPU, before it looks for work: once that it polls, and once that it sleeps.
+    pub fn add(&self, number: u32) {
+        self.0.fetch_or(bit(number), Ordering::SeqCst);
+    }
+
+    /// Takes this one out; false if it is not there.
+    pub fn claim(&self, number: u32) -> bool {
+        let bit = bit(number);
+        self.0.load(Ordering::Relaxed) & bit != 0
+            && self.0.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+
+    /// Takes any one out.
+    pub fn claim_any(&self) -> Option<u32> {
+        loop {
+            let number = self.0.load(Ordering::Acquire).trailing_zeros();
+            if number >= u32::BITS {
+                return None;
+            }
+            if self.claim(number) {
+                return Some(number);
+            }
+        }
+    }
+}
+
+/// None for a number that is no vCPU's.
+fn bit(number: u32) -> u32 {
+    1u32.checked_shl(number).unwrap_or(0)
 }

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 
 pub use crate::sync::Lock;
 pub use crate::xen::shared_info::now;
-pub use core::sync::atomic::{AtomicU8, fence};
+pub use core::sync::atomic::{AtomicU8, AtomicU32, fence};
 
 /// A thread that can be woken.
 #[derive(Clone, Debug)]

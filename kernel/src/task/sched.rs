@@ -11,7 +11,7 @@ use crate::cpu::{percpu, smp};
 use crate::entry::Tls;
 use crate::memory::workspace::Workspace;
 use crate::sync::Lock;
-use crate::task::idle::{Idle, State};
+use crate::task::idle::{Idle, IdleSet, State};
 use crate::task::thread::{
     self, Kind, NOWHERE, Options, Priority, RunAdapter, Thread, Tid, TimerAdapter,
 };
@@ -73,8 +73,8 @@ struct Vcpu {
 }
 
 static VCPUS: OnceCell<Vec<Vcpu>> = OnceCell::new();
-/// vCPUs that look for work or sleep; who takes a bit gives it some.
-static IDLE: AtomicU32 = AtomicU32::new(0);
+/// vCPUs that look for work or sleep.
+static IDLE: IdleSet = IdleSet::with(AtomicU32::new(0));
 /// All threads but the idle ones, until they have ended.
 static THREADS: Lock<BTreeMap<Tid, Arc<Thread>>> = Lock::new(BTreeMap::new());
 static NEXT_TID: AtomicU32 = AtomicU32::new(thread::MAIN + 1);
@@ -155,10 +155,6 @@ pub(crate) fn run(number: u32) -> ! {
 }
 
 impl Vcpu {
-    fn bit(&self) -> u32 {
-        1 << self.number
-    }
-
     fn length(&self) -> usize {
         self.length.load(Ordering::Acquire)
     }
@@ -310,25 +306,6 @@ fn steal(thief: u32) -> Option<Arc<Thread>> {
     others.into_iter().find_map(Vcpu::give)
 }
 
-/// Takes an idle vCPU out of the set, to give it work: this one if it is there.
-fn claim(number: u32) -> bool {
-    let bit = 1u32.checked_shl(number).unwrap_or(0);
-    IDLE.load(Ordering::Relaxed) & bit != 0 && IDLE.fetch_and(!bit, Ordering::AcqRel) & bit != 0
-}
-
-/// Takes any idle vCPU out of the set.
-fn claim_any() -> Option<u32> {
-    loop {
-        let number = IDLE.load(Ordering::Acquire).trailing_zeros();
-        if number >= u32::BITS {
-            return None;
-        }
-        if claim(number) {
-            return Some(number);
-        }
-    }
-}
-
 /// Where a thread that can run should: where it has to, where nothing runs, where less waits.
 fn place(thread: &Thread, own: u32) -> u32 {
     let pinned = thread.pinned.load(Ordering::Relaxed);
@@ -344,10 +321,10 @@ fn place(thread: &Thread, own: u32) -> u32 {
     if idle_here {
         return own;
     }
-    if last != NOWHERE && claim(last) {
+    if last != NOWHERE && IDLE.claim(last) {
         return last;
     }
-    if let Some(idle) = claim_any() {
+    if let Some(idle) = IDLE.claim_any() {
         return idle;
     }
     match (vcpu(last), vcpu(own)) {
@@ -394,7 +371,7 @@ fn enqueue(thread: Arc<Thread>) {
     if movable
         && target.idle.is_busy()
         && target.length() > 0
-        && let Some(number) = claim_any()
+        && let Some(number) = IDLE.claim_any()
         && number != own
         && let Some(idle) = vcpu(number)
         && idle.idle.must_interrupt()
@@ -505,7 +482,7 @@ fn requeue(thread: Arc<Thread>) {
     let other = if pinned {
         None
     } else {
-        claim_any().and_then(vcpu).or_else(shorter)
+        IDLE.claim_any().and_then(vcpu).or_else(shorter)
     };
     match other {
         Some(other) if other.number != own.number => {
@@ -639,7 +616,7 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
     };
     let busy = || {
         vcpu.idle.set(State::Busy);
-        IDLE.fetch_and(!vcpu.bit(), Ordering::AcqRel);
+        IDLE.claim(vcpu.number);
     };
     if has_work() {
         busy();
@@ -653,7 +630,7 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
         return;
     }
     vcpu.idle.set(State::Polling);
-    IDLE.fetch_or(vcpu.bit(), Ordering::SeqCst);
+    IDLE.add(vcpu.number);
     interrupts::enable();
     let end = shared_info::rdtsc().wrapping_add(shared_info::cycles(POLL_NS));
     while !has_work() && shared_info::rdtsc() < end {
@@ -661,6 +638,7 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
     }
     interrupts::disable();
     vcpu.idle.set(State::Halted);
+    IDLE.add(vcpu.number);
     if !has_work() {
         vcpu.arm(token);
         percpu::this().count_exit();
