@@ -1,15 +1,15 @@
 //! COM1: early output and panics on HVM. Each byte is a trip to the device model.
 
 use crate::cpu::percpu;
+use crate::sync::Lock;
 use crate::xen::Committed;
 use core::sync::atomic::{AtomicBool, Ordering};
-use hermit_sync::InterruptTicketMutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
 
 const COM1: u16 = 0x3f8;
 
-static UART: InterruptTicketMutex<Option<Uart16550<PioBackend>>> = InterruptTicketMutex::new(None);
+static UART: Lock<Option<Uart16550<PioBackend>>> = Lock::new(None);
 static PRESENT: AtomicBool = AtomicBool::new(true);
 
 /// Says whether this machine has a COM1 (PVH has none).

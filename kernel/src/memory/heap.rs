@@ -3,8 +3,8 @@
 
 use crate::memory::addr::PAGE_SIZE;
 use crate::memory::{Extent, vm};
+use crate::sync::RawLock;
 use core::alloc::{GlobalAlloc, Layout};
-use hermit_sync::RawInterruptTicketMutex;
 use talc::base::Talc;
 use talc::base::binning::Binning;
 use talc::source::Source;
@@ -31,7 +31,7 @@ unsafe impl Source for FromFrames {
     }
 }
 
-static HEAP: talc::TalcLock<RawInterruptTicketMutex, FromFrames> = talc::TalcLock::new(FromFrames);
+static HEAP: talc::TalcLock<RawLock, FromFrames> = talc::TalcLock::new(FromFrames);
 
 /// Gives the heap its first memory.
 ///

@@ -10,7 +10,7 @@ use crate::memory::frames::{FrameBitmap, words_for};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, Table, Tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn};
-use hermit_sync::InterruptTicketMutex;
+use crate::sync::Lock;
 use x86_64::VirtAddr;
 
 struct Memory {
@@ -20,7 +20,7 @@ struct Memory {
     workspace: Workspace,
 }
 
-static MEMORY: InterruptTicketMutex<Option<Memory>> = InterruptTicketMutex::new(None);
+static MEMORY: Lock<Option<Memory>> = Lock::new(None);
 
 /// Frames for page tables: a bump pointer over an extent that is zeroed.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::memory::{Extent, ExtentSet, Gfn, PhysAddr, heap};
 use crate::replace::park::{self, Park, Phase};
 use crate::replace::record::{Kind, Record, RecordError};
 use crate::replace::trial;
+use crate::sync::Lock;
 use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
@@ -28,7 +29,7 @@ use crate::xen::xenstore::{self, SharedRing};
 use crate::xen::{Committed, events, grant, shared_info};
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
-use hermit_sync::{InterruptTicketMutex, OnceCell};
+use hermit_sync::OnceCell;
 
 /// What the commit needs of the record.
 struct Pending {
@@ -86,7 +87,7 @@ impl Devices {
     }
 }
 
-static PENDING: InterruptTicketMutex<Option<Pending>> = InterruptTicketMutex::new(None);
+static PENDING: Lock<Option<Pending>> = Lock::new(None);
 static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
 
 /// Called by `entry.S`.
