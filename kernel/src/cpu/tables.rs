@@ -58,6 +58,13 @@ unsafe extern "C" {
     fn segue_upcall_stub();
     fn segue_park_stub();
     fn segue_spurious_stub();
+    fn segue_sleep();
+}
+
+/// Sleeps until an interrupt has been handled. Interrupts are off before and after.
+pub fn sleep() {
+    // SAFETY: the IDT is loaded: an interrupt that comes is handled.
+    unsafe { segue_sleep() }
 }
 
 /// Bytes XSAVE needs; read by the stubs.

@@ -7,7 +7,7 @@
 //! [`Token::unpark`](super::token::Token::unpark) puts it in one.
 
 use crate::abi::errno::Errno;
-use crate::cpu::{percpu, smp};
+use crate::cpu::{percpu, smp, tables};
 use crate::entry::Tls;
 use crate::memory::workspace::Workspace;
 use crate::sync::Lock;
@@ -642,8 +642,7 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
     if !has_work() {
         vcpu.arm(token);
         percpu::this().count_exit();
-        interrupts::enable_and_hlt();
-        interrupts::disable();
+        tables::sleep();
     }
     busy();
 }
