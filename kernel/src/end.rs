@@ -2,7 +2,7 @@
 
 use crate::cpu::percpu;
 use crate::devices::control;
-use crate::replace::trial;
+use crate::replace::{fallback, trial};
 use crate::xen::Committed;
 use crate::xen::console::{self, emergency_println, println};
 use crate::xen::hypercall::{self, ShutdownReason};
@@ -12,6 +12,21 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 static ENDING: AtomicBool = AtomicBool::new(false);
 /// by this vCPU.
 static ENDER: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// This image can't go on: on probation the image before takes the domain back, else it ends.
+pub fn crash(why: core::fmt::Arguments<'_>) -> ! {
+    if let Some(token) = Committed::get()
+        && !ENDING.swap(true, Ordering::AcqRel)
+    {
+        x86_64::instructions::interrupts::disable();
+        ENDER.store(percpu::this().vcpu(), Ordering::Release);
+        let mut text = arrayvec::ArrayString::<400>::new();
+        let _ = core::fmt::Write::write_fmt(&mut text, why);
+        console::flush();
+        fallback::start(token, &text);
+    }
+    end(ShutdownReason::Crash)
+}
 
 /// Ends the domain with `reason`; in a trial, gives the trial up.
 pub fn end(reason: ShutdownReason) -> ! {
@@ -44,11 +59,11 @@ pub fn exit(status: i32) -> ! {
     if status != 0 {
         println!("segue: exit status={status}");
     }
-    end(match (control::requested(), status) {
-        (Some(request), _) => request.reason(),
-        (None, 0) => ShutdownReason::Poweroff,
-        (None, _) => ShutdownReason::Crash,
-    })
+    match (control::requested(), status) {
+        (Some(request), _) => end(request.reason()),
+        (None, 0) => end(ShutdownReason::Poweroff),
+        (None, _) => crash(format_args!("exit status={status}")),
+    }
 }
 
 /// Reports a panic, then ends the domain (or the trial).
@@ -62,10 +77,10 @@ pub fn panic(location: Option<&core::panic::Location<'_>>, message: &dyn core::f
         trial::give_up(format_args!("panic at={at} message={message}"));
     }
     let generation = crate::boot::generation();
-    let message = crate::xen::console::Escaped(message);
+    let escaped = crate::xen::console::Escaped(message);
     let thread = crate::task::Name;
     emergency_println!(
-        "segue: panic generation={generation} at={at} message=\"{message}\" thread={thread}"
+        "segue: panic generation={generation} at={at} message=\"{escaped}\" thread={thread}"
     );
-    end(ShutdownReason::Crash)
+    crash(format_args!("panic at={at} message={message}"))
 }

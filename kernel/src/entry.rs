@@ -24,6 +24,8 @@ unsafe extern "C" {
 unsafe extern "Rust" {
     /// The runtime crate's start, before main: sets the panic hook.
     safe fn segue_runtime_start();
+    /// The runtime crate's part of the probation: waits for its end. Called after the commit.
+    pub(crate) safe fn segue_runtime_probation();
 }
 
 /// Leaves the boot stack for the main stack and goes on to main.

@@ -1,6 +1,9 @@
 //! The lock that kernel data is behind: on Xen a spin lock with interrupts off inside, so that
 //! interrupt handlers may take it and nobody is preempted (or parked) who holds it; on the host,
-//! for tests, the standard library's.
+//! for tests, the standard library's. And a list that needs no lock to be read.
+
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(target_os = "hermit")]
 pub use kernel::{Lock, RawLock};
@@ -95,6 +98,83 @@ mod host {
                 Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
                 Err(TryLockError::WouldBlock) => None,
             }
+        }
+    }
+}
+
+/// A list of words that can be read at any time, whoever may have stopped in the middle of what:
+/// what the image after a crash is told of.
+#[derive(Debug)]
+pub struct Noted<const N: usize> {
+    len: AtomicUsize,
+    words: [AtomicU64; N],
+}
+
+impl<const N: usize> Noted<N> {
+    /// An empty list.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            len: AtomicUsize::new(0),
+            words: [const { AtomicU64::new(0) }; N],
+        }
+    }
+
+    /// Replaces it by `words`, of which at most `N` are kept. One writer at a time.
+    ///
+    /// Whatever is in the old and in the new list, in the same order, is in the list at every moment
+    /// between: words only move towards the front, and each is written before it is overwritten.
+    pub fn set(&self, words: impl IntoIterator<Item = u64>) {
+        let mut len = 0;
+        for (slot, word) in self.words.iter().zip(words) {
+            slot.store(word, Ordering::Release);
+            len += 1;
+        }
+        self.len.store(len, Ordering::Release);
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn get(&self) -> ArrayVec<u64, N> {
+        let len = self.len.load(Ordering::Acquire);
+        let words = self.words.iter().take(len);
+        words.map(|word| word.load(Ordering::Acquire)).collect()
+    }
+}
+
+impl<const N: usize> Default for Noted<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A reader in the middle of a change finds everything that stays.
+        #[test]
+        fn what_stays_is_there_all_the_time(
+            before in proptest::collection::btree_set(1u64..1000, 0..16),
+            keep: [bool; 16],
+            more in proptest::option::of(1000u64..2000),
+        ) {
+            let list = Noted::<16>::new();
+            list.set(before.iter().copied());
+            prop_assert!(list.get().iter().eq(before.iter()));
+            let kept = before.iter().zip(keep).filter(|(_, keep)| *keep).map(|(word, _)| *word);
+            let after: Vec<u64> = kept.clone().chain(more).take(16).collect();
+            let staying: Vec<u64> = kept.collect();
+            // Each step is one store; it is looked at before each.
+            let look = after.iter().map(|word| {
+                let seen = list.get();
+                assert!(staying.iter().all(|word| seen.contains(word)), "{seen:?}");
+                *word
+            });
+            list.set(look);
+            prop_assert_eq!(&list.get()[..], &after[..]);
         }
     }
 }

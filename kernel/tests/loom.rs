@@ -78,9 +78,21 @@ mod task {
     }
 }
 
+#[allow(dead_code, reason = "the models use a part of each file")]
+#[path = "."]
+mod replace {
+    #[path = "../src/replace/gate.rs"]
+    pub mod gate;
+    #[path = "../src/replace/protocol.rs"]
+    pub mod protocol;
+}
+
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
+use replace::gate::Gate;
+use replace::protocol::{self, place, release, taken, verdict};
 use task::futex::{NotWoken, Table};
 use task::idle::{Idle, IdleSet, State};
 use task::token::Token;
@@ -313,5 +325,177 @@ fn a_vcpu_whose_work_was_stolen_can_be_claimed_again() {
         if sleeps && !interrupt.load(Ordering::Acquire) {
             assert_eq!(set.claim_any(), Some(0));
         }
+    });
+}
+
+/// The words of the park pages, one vCPU that parks, and the pages themselves.
+struct Pages {
+    release: AtomicU32,
+    place: AtomicU32,
+    /// The port that parked vCPUs poll on is pending: it stays so, nobody takes it.
+    event: AtomicBool,
+    /// What parked vCPUs run on. Loom sees who looks at it while another writes it.
+    code: UnsafeCell<u32>,
+}
+
+impl Pages {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            release: AtomicU32::new(release::RESUME),
+            place: AtomicU32::new(place::ELSEWHERE),
+            event: AtomicBool::new(false),
+            code: UnsafeCell::new(0),
+        })
+    }
+
+    /// A switch has begun, and the park interrupt is on its way to the other vCPU.
+    fn held() -> (Arc<Self>, thread::JoinHandle<Option<u32>>) {
+        let pages = Self::new();
+        assert!(pages.write());
+        protocol::hold(&pages.release);
+        let parks = thread::spawn({
+            let pages = pages.clone();
+            move || pages.interrupt()
+        });
+        (pages, parks)
+    }
+
+    /// The park interrupt, with `park` of park.S written out. Says where it was sent.
+    fn interrupt(&self) -> Option<u32> {
+        let mut to = None;
+        if protocol::enter(&self.place, &self.release) {
+            self.code.with(|_| ());
+            self.place.store(place::PARKED, Ordering::SeqCst);
+            to = loop {
+                match self.release.load(Ordering::SeqCst) {
+                    // SCHEDOP_poll: until the port is pending.
+                    release::HOLD => {
+                        while !self.event.load(Ordering::Acquire) {
+                            thread::yield_now();
+                        }
+                    }
+                    to => break Some(to),
+                }
+            };
+            self.code.with(|_| ());
+            if to == Some(release::COMMIT) {
+                // It is the new image's now, and does not come back.
+                return to;
+            }
+        }
+        protocol::leave(&self.place);
+        to
+    }
+
+    /// `arm`: writes the pages, unless a vCPU is near them.
+    fn write(&self) -> bool {
+        let free = protocol::is_elsewhere(&self.place);
+        if free {
+            // SAFETY: loom looks whether anybody else is there.
+            self.code.with_mut(|code| unsafe { *code += 1 });
+        }
+        free
+    }
+
+    fn send_on(&self, to: u32) {
+        protocol::send_on(&self.release, to);
+        self.event.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn park_pages_are_not_written_while_a_late_vcpu_is_in_them() {
+    loom::model(|| {
+        let (pages, parks) = Pages::held();
+        // It did not park in time, or it did: resume.
+        pages.send_on(release::RESUME);
+        while protocol::is_parked(&pages.place) {
+            thread::yield_now();
+        }
+        // The next switch, for which the interrupt of this one may come.
+        if pages.write() {
+            pages.event.store(false, Ordering::Release);
+            protocol::hold(&pages.release);
+            pages.send_on(release::RESUME);
+        }
+        assert!(matches!(
+            parks.join().unwrap(),
+            None | Some(release::RESUME)
+        ));
+    });
+}
+
+#[test]
+fn a_parked_vcpu_goes_on_where_it_is_sent() {
+    for to in [release::RESUME, release::COMMIT] {
+        loom::model(move || {
+            let (pages, parks) = Pages::held();
+            while !protocol::is_parked(&pages.place) {
+                thread::yield_now();
+            }
+            if to == release::COMMIT {
+                protocol::forget(&pages.place);
+            }
+            pages.send_on(to);
+            assert_eq!(parks.join().unwrap(), Some(to));
+            assert!(!protocol::is_parked(&pages.place));
+        });
+    }
+}
+
+#[test]
+fn one_decides_about_a_trial_and_one_takes_its_vcpu_back() {
+    loom::model(|| {
+        let word = |value| Arc::new(AtomicU32::new(value));
+        let (decision, taker) = (word(verdict::PENDING), word(taken::OPEN));
+        let nmi = Arc::new(AtomicBool::new(false));
+        // The watcher of park.S: its time is over.
+        let watcher = thread::spawn({
+            let (decision, taker, nmi) = (decision.clone(), taker.clone(), nmi.clone());
+            move || {
+                if !protocol::decide(&decision, verdict::HUNG) {
+                    return false;
+                }
+                nmi.store(true, Ordering::Release);
+                // The NMI is not taken soon: then by INIT, unless it comes after all.
+                taker
+                    .compare_exchange(taken::OPEN, taken::INIT, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }
+        });
+        // The trial commits at the last moment, and may be hit by the NMI wherever it is.
+        let committed = protocol::decide(&decision, verdict::COMMITTED);
+        let by_nmi = nmi.load(Ordering::Acquire)
+            && taker
+                .compare_exchange(taken::OPEN, taken::OURS, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
+        let by_init = watcher.join().unwrap();
+        assert!(!(by_nmi && by_init), "taken back twice");
+        assert!(!(committed && (by_nmi || by_init)), "committed and resumed");
+        let hung = decision.load(Ordering::SeqCst) == verdict::HUNG;
+        assert_eq!(committed, !hung);
+    });
+}
+
+#[test]
+fn a_switch_finds_no_region_half_changed() {
+    loom::model(|| {
+        let gate = Arc::new(Gate::with(AtomicU32::new(0)));
+        let region = Arc::new(UnsafeCell::new(0));
+        let changes = thread::spawn({
+            let (gate, region) = (gate.clone(), region.clone());
+            move || {
+                let inside = gate.enter();
+                // SAFETY: loom looks whether anybody else is there.
+                region.with_mut(|value| unsafe { *value += 1 });
+                drop(inside);
+            }
+        });
+        // The switch, at once or after a wait that may run out.
+        if gate.try_close() || gate.close(0) {
+            region.with(|_| ());
+            gate.open();
+        }
+        changes.join().unwrap();
     });
 }

@@ -3,329 +3,74 @@
 //! An app is an ordinary crate with `fn main()`; it depends on this one (`use segue as _;` if it
 //! uses nothing of it) and is built into an image by `make image APP=name`.
 //!
-//! ```no_run
+//! ```no_run,ignore-linux
 //! for bundle in segue::bundles() {
 //!     // Comes back only if the image in the bundle was refused or gave up.
 //!     let error = segue::replace_image(bundle).unwrap_err();
 //!     println!("still here: {error}");
 //! }
 //! ```
+//!
+//! What an app knows goes to the next image by name, and large tables stay where they are. Here a
+//! counter, and a table of a million rows that no switch copies or walks over:
+//!
+//! ```
+//! use segue::preserved::Region;
+//!
+//! #[derive(Clone, Copy, segue::Plain)]
+//! #[repr(C)]
+//! struct Row { key: u64, hits: u32, flags: u32 }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut count = 0u64;
+//! if let Some(mut before) = segue::handover() {
+//!     count = before.take("count")?;
+//! }
+//! let mut table = Region::<[Row]>::take("table", 1)
+//!     .or_else(|_| Region::create("table", 1, 1_000_000))?;
+//! table.update(|rows| rows[0].hits += 1)?;
+//! segue::on_replace(move |next| Ok(next.put("count", &(count + 1))?));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`handover`](mod@handover) and [`preserved`] are there on a host, too, where nothing is ever
+//! replaced: so apps can be tested there. All else needs a domain.
 #![warn(missing_docs)]
+
+// The derived code names it so.
+extern crate self as segue;
 
 pub use segue_kernel as kernel;
 
-pub use kernel::replace::ReplaceError;
-use kernel::replace::{Options, adopt, trial};
-use kernel::{boot, cpu, memory};
-use std::convert::Infallible;
-use std::time::Duration;
+#[cfg(target_os = "hermit")]
+mod domain;
+pub mod handover;
+pub mod preserved;
 
-/// Asks for a trial: the app calls [`commit`] when it is satisfied, or [`refuse`]s. Without this an
+#[cfg(target_os = "hermit")]
+pub use domain::*;
+pub use handover::{handover, on_replace};
+pub use preserved::Plain;
+pub use segue_derive::Plain;
+
+#[cfg(doctest)]
+mod readme {
+    /// The example in README.md.
+    #[doc = include_str!("../../README.md")]
+    struct _Readme;
+}
+
+/// Asks for a trial: the app calls `commit` when it is satisfied, or `refuse`s. Without this an
 /// image commits as soon as its `main` starts. Write it once, outside functions.
 #[macro_export]
 macro_rules! trial {
     () => {
+        #[cfg(target_os = "hermit")]
         const _: () = {
             #[used]
             #[unsafe(link_section = ".segue.flags")]
             static TRIAL: u8 = 1;
         };
     };
-}
-
-/// Called by the kernel before `main`.
-#[unsafe(no_mangle)]
-fn segue_runtime_start() {
-    std::panic::set_hook(Box::new(|info| {
-        let payload = info.payload();
-        let message = payload
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("(no message)");
-        kernel::end::panic(info.location(), &message)
-    }));
-}
-
-/// Called by the kernel for reports, in a thread that std has started.
-#[unsafe(no_mangle)]
-fn segue_thread_name(use_name: &mut dyn FnMut(&str)) {
-    if let Some(name) = std::thread::current().name() {
-        use_name(name);
-    }
-}
-
-/// 1 for the image the domain booted, one more for each committed switch.
-#[must_use]
-pub fn generation() -> u64 {
-    boot::generation()
-}
-
-/// Name and version of this image.
-#[must_use]
-pub fn image() -> (String, String) {
-    boot::ident().map_or_else(
-        || ("unnamed".into(), "0".into()),
-        |i| (i.name.as_str().into(), i.version.as_str().into()),
-    )
-}
-
-/// Number of vCPUs.
-#[must_use]
-pub fn vcpus() -> u32 {
-    cpu::smp::online()
-}
-
-/// What the network has done so far.
-#[must_use]
-pub fn network() -> kernel::net::stats::Stats {
-    kernel::net::stats()
-}
-
-/// Free frames of 4 KiB.
-#[must_use]
-pub fn free_frames() -> u64 {
-    memory::vm::free_count()
-}
-
-/// What has to be the same after any number of switches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Audit {
-    /// Free frames of 4 KiB.
-    pub free_frames: u64,
-    /// Event channel ports that are bound, by Xen's own word.
-    pub ports: u32,
-    /// Frames carved for what Xen writes.
-    pub carved: u64,
-    /// Frames of RAM the domain has, by Xen's own word.
-    pub reservation: u64,
-    /// Frames that other domains may use.
-    pub grants: usize,
-}
-
-impl std::fmt::Display for Audit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "free_frames={} ports={} carved={} reservation={} grants={}",
-            self.free_frames, self.ports, self.carved, self.reservation, self.grants
-        )
-    }
-}
-
-/// Counts what this image holds. `None` in a trial, which may not ask Xen, or if Xen won't say.
-#[must_use]
-pub fn audit() -> Option<Audit> {
-    let token = kernel::xen::Committed::get()?;
-    Some(Audit {
-        free_frames: free_frames(),
-        ports: kernel::xen::events::bound_ports(token),
-        carved: boot::carved(),
-        reservation: kernel::xen::hypercall::current_reservation(token).ok()?,
-        grants: kernel::xen::grant::audit().grants,
-    })
-}
-
-/// Xen's system time in ns since the domain started: what `Instant` counts, as a number that can
-/// be passed on.
-#[must_use]
-pub fn system_time() -> u64 {
-    kernel::xen::shared_info::now()
-}
-
-/// The ramdisk or PVH modules the domain was started with. They pass from image to image.
-#[must_use]
-pub fn modules() -> Vec<&'static [u8]> {
-    boot::modules()
-        .iter()
-        .filter_map(|m| {
-            let ptr = memory::PhysAddr::new(m.addr)?.as_ptr::<u8>();
-            // SAFETY: the loader put these bytes there; their frames are kept for them, mapped,
-            // and written by nobody.
-            Some(unsafe { std::slice::from_raw_parts(ptr, usize::try_from(m.len).ok()?) })
-        })
-        .collect()
-}
-
-/// The bundles in the modules, one after the other; what is no bundle is passed over.
-pub fn bundles() -> impl Iterator<Item = &'static [u8]> {
-    modules().into_iter().flat_map(|module| {
-        let mut rest = module;
-        std::iter::from_fn(move || {
-            let before = rest;
-            let (_, after) = kernel::image::Bundle::split_first(before)?.ok()?;
-            rest = after;
-            before.get(..before.len() - after.len())
-        })
-    })
-}
-
-/// The content of a file that came with the image or its ramdisk, where it lies: no copy is made.
-/// `None` if there is none, or if it is below `/tmp`.
-#[must_use]
-pub fn file(path: &str) -> Option<&'static [u8]> {
-    kernel::fs::content(path.as_bytes())
-}
-
-/// Name and version that a bundle carries; `None` if it is damaged.
-#[must_use]
-pub fn bundle_ident(bundle: &[u8]) -> Option<(String, String)> {
-    let (bundle, _) = kernel::image::Bundle::split_first(bundle)?.ok()?;
-    Some((
-        bundle.header.name.as_str().into(),
-        bundle.header.version.as_str().into(),
-    ))
-}
-
-/// Replaces this image by the one in `bundle`. Returns only if that did not come about.
-///
-/// # Errors
-/// See [`ReplaceError`]: this image goes on as before.
-pub fn replace_image(bundle: &[u8]) -> Result<Infallible, ReplaceError> {
-    Replace::new(bundle).start()
-}
-
-/// A switch with options.
-#[derive(Debug)]
-pub struct Replace<'a> {
-    bundle: &'a [u8],
-    options: Options,
-}
-
-impl<'a> Replace<'a> {
-    /// A switch to the image in `bundle`.
-    #[must_use]
-    pub fn new(bundle: &'a [u8]) -> Self {
-        Self {
-            bundle,
-            options: Options::default(),
-        }
-    }
-
-    /// Gives the new image other arguments than this one's, separated by white space.
-    #[must_use]
-    pub fn args(mut self, args: &str) -> Self {
-        self.options.args = Some(args.into());
-        self
-    }
-
-    /// How long the new image may take until it commits (default 2 s).
-    #[must_use]
-    pub fn trial_limit(mut self, limit: Duration) -> Self {
-        self.options.trial_limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        self
-    }
-
-    /// The options themselves, for tests.
-    #[must_use]
-    pub fn options(mut self, change: impl FnOnce(&mut Options)) -> Self {
-        change(&mut self.options);
-        self
-    }
-
-    /// Switches. Returns only if that did not come about.
-    ///
-    /// # Errors
-    /// See [`ReplaceError`]: this image goes on as before.
-    pub fn start(self) -> Result<Infallible, ReplaceError> {
-        kernel::replace::replace_image(self.bundle, &self.options)
-    }
-}
-
-/// Ends the trial: this image takes the domain, the one before is gone. Does nothing when there is
-/// no trial.
-pub fn commit() {
-    adopt::commit();
-}
-
-/// Whether this image is on trial.
-#[must_use]
-pub fn on_trial() -> bool {
-    adopt::on_trial()
-}
-
-/// Gives up the trial: the image before goes on, and its `replace_image` returns `why`.
-///
-/// # Panics
-/// Without a trial, which ends the image like any panic.
-pub fn refuse(why: &str) -> ! {
-    assert!(on_trial(), "refuse() without a trial: {why}");
-    trial::give_up(format_args!("refused: {why}"))
-}
-
-/// What the toolstack asks of the domain: `xl shutdown`, `xl reboot`.
-///
-/// An app that uses nothing of this ends at once when it is asked to. One that does gets the grace
-/// time (`segue.grace=SECONDS` on the command line, 10 without) to end by itself, by returning from
-/// `main` or by `exit`; the domain's reason is the one asked for in any case.
-///
-/// ```no_run
-/// segue::shutdown::on_request(|kind| {
-///     println!("{kind:?}: saving");
-///     std::process::exit(0);
-/// })?;
-/// # Ok::<(), std::io::Error>(())
-/// ```
-pub mod shutdown {
-    use crate::kernel::devices::control;
-    pub use control::Request as Kind;
-    use std::time::Duration;
-    use std::{io, thread};
-
-    /// What was asked for last; `None` if nothing was. From the first call on, the app has the
-    /// grace time.
-    #[must_use]
-    pub fn requested() -> Option<Kind> {
-        control::heed();
-        control::requested()
-    }
-
-    /// Waits until the domain is asked to end.
-    #[must_use]
-    pub fn wait() -> Kind {
-        loop {
-            if let Some(kind) = control::wait(None) {
-                return kind;
-            }
-            // On trial, where nothing blocks and nothing is asked.
-            thread::yield_now();
-        }
-    }
-
-    /// As [`wait`], no longer than `limit`.
-    #[must_use]
-    pub fn wait_timeout(limit: Duration) -> Option<Kind> {
-        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        control::wait(Some(crate::system_time().saturating_add(limit)))
-    }
-
-    /// Calls `f` in a thread of its own when the domain is asked to end.
-    ///
-    /// # Errors
-    /// When there is no memory for the thread; on trial, where there are none.
-    pub fn on_request(f: impl FnOnce(Kind) + Send + 'static) -> io::Result<()> {
-        control::heed();
-        let thread = thread::Builder::new().name("shutdown".into());
-        thread.spawn(|| f(wait())).map(drop)
-    }
-}
-
-/// Threads that stay on one vCPU.
-pub mod vcpu {
-    use crate::kernel::cpu::smp;
-    pub use smp::{Job, RunError};
-
-    /// Runs `job(argument)` on a vCPU, one job at a time on each.
-    ///
-    /// # Errors
-    /// See [`RunError`].
-    pub fn start(vcpu: u32, job: fn(u64), argument: u64) -> Result<Job, RunError> {
-        smp::run_on(vcpu, job, argument)
-    }
-
-    /// The calling vCPU's number.
-    #[must_use]
-    pub fn current() -> u32 {
-        crate::kernel::cpu::percpu::this().vcpu()
-    }
 }

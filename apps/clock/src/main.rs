@@ -1,9 +1,12 @@
 //! Tells Xen's time, and replaces itself by the bundles it was started with (ramdisk or PVH
 //! module), in turn, for ever. Arguments: `--every MS` between ticks, `--ticks N` before each
 //! switch, `--until GENERATION` to stop at; `--ahead MS` sets the clock forward before each switch,
-//! so that the next image has a past to keep.
+//! so that the next image has a past to keep. It counts its ticks, and hands the count over.
 
+use segue::handover::TakeError;
 use segue::kernel::xen::shared_info::{self, unclamped};
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +20,32 @@ const MAX_SKEW: u64 = 500_000_000;
 /// That, and what `--ahead` has set the clock forward.
 static ALLOWED: AtomicU64 = AtomicU64::new(0);
 
-fn main() {
+/// What the clock has counted, by the name it is handed over by.
+const TICKS: &str = "ticks";
+
+/// The ticks of all images before this one.
+fn ticks_before() -> Result<u64, TakeError> {
+    match segue::handover() {
+        Some(mut before) => before.take(TICKS),
+        None => Ok(0),
+    }
+}
+
+fn main() -> ExitCode {
+    let total = match ticks_before() {
+        Ok(ticks) => Arc::new(AtomicU64::new(ticks)),
+        Err(e) => {
+            eprintln!("clock: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let handed = Arc::clone(&total);
+    segue::on_replace(move |next| Ok(next.put(TICKS, &handed.load(Ordering::Relaxed))?));
+    run(&total);
+    ExitCode::SUCCESS
+}
+
+fn run(total: &AtomicU64) {
     let every = Duration::from_millis(argument("--every").unwrap_or(1000));
     let ticks = argument("--ticks").unwrap_or(3);
     let until = argument("--until").unwrap_or(u64::MAX);
@@ -42,8 +70,9 @@ fn main() {
 
     for tick in 1..=ticks {
         std::thread::sleep(every);
+        let total = total.fetch_add(1, Ordering::Relaxed) + 1;
         println!(
-            "{name} {version} generation={generation} tick={tick} {}",
+            "{name} {version} generation={generation} tick={tick} total={total} {}",
             wall_clock()
         );
     }

@@ -4,7 +4,9 @@
 mod bundles;
 mod cost;
 mod faults;
+mod probation;
 mod trials;
+mod trust;
 
 segue::trial!();
 
@@ -12,21 +14,31 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if segue::on_trial() {
-        return trials::behave(&args);
+        match args[..] {
+            ["--probation" | "--probationer", ..] => {
+                probation::keep();
+                segue::commit();
+            }
+            _ => return trials::behave(&args),
+        }
     }
     match args[..] {
+        ["--probation", what, rounds] => probation::run(what, rounds),
+        ["--probationer", what, rounds] => probation::new(what, rounds),
         ["--trials"] => trials::run(),
+        ["--resume", times] => trials::resume(times),
         ["--hang"] => trials::hang(),
         ["--as", "commit", ..] => {
             println!("gauntlet: committed generation={}", segue::generation())
         }
         ["--bundles"] => bundles::run(),
+        ["--trust"] => trust::run(),
         ["--fault", kind] => faults::run(kind),
         ["--memory"] => faults::memory(),
         ["--clockcost"] => cost::clock(),
-        ["--padded", rest] => cost::padded(rest),
+        ["--padded", rest, bytes] => cost::padded(rest, bytes),
         _ => println!(
-            "gauntlet: one of --trials, --hang, --bundles, --fault KIND, --memory, --clockcost, --padded N"
+            "gauntlet: one of --trials, --resume N, --hang, --bundles, --trust, --probation WHAT ROUNDS, --fault KIND, --memory, --clockcost, --padded N BYTES"
         ),
     }
 }

@@ -1,82 +1,119 @@
-//! Trials that end badly: the old image resumes each time.
+//! Switches that go wrong before the commit: the old image goes on each time.
 
 use segue::ReplaceError;
 use segue::kernel::memory::{PhysAddr, vm};
-use segue::kernel::replace::{Faults, park};
+use segue::kernel::replace::{Faults, Place, Step, park};
 use segue::kernel::xen::shared_info;
 use segue::kernel::{boot, cpu};
+use segue::preserved::Region;
 use std::arch::asm;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// One trial: what the new image does, and what the reason has to say of it.
+/// One row: what goes wrong, and what the reason has to say of it.
+#[derive(Clone, Copy)]
 struct Trial {
     name: &'static str,
+    /// It does not come to a trial: the old image runs on.
+    runs: bool,
     /// Needs another vCPU to take it back.
     hangs: bool,
     faults: Faults,
     reason: &'static str,
 }
 
-const NONE: Faults = Faults {
-    skip_relocation: false,
-    refuse_relocation: false,
-    lose_nmi: false,
-    early_fault: false,
-};
+const NONE: Faults = Faults::NONE;
 
 const fn trial(name: &'static str, reason: &'static str) -> Trial {
     Trial {
         name,
+        runs: false,
         hangs: false,
         faults: NONE,
         reason,
     }
 }
 
+/// The new image runs into a fault of the kernel's, at this place.
+const fn fault_at(name: &'static str, place: Place) -> Trial {
+    Trial {
+        faults: Faults {
+            at: Some(place),
+            ..NONE
+        },
+        ..trial(name, "invalid-opcode")
+    }
+}
+
+/// A step fails before the trial.
+const fn fails(name: &'static str, faults: Faults, reason: &'static str) -> Trial {
+    Trial {
+        runs: true,
+        faults,
+        ..trial(name, reason)
+    }
+}
+
+const fn step(step: Step) -> Faults {
+    Faults {
+        step: Some(step),
+        ..NONE
+    }
+}
+
 const fn hang_trial(name: &'static str) -> Trial {
     Trial {
-        name,
         hangs: true,
-        faults: NONE,
-        reason: "hang",
+        ..trial(name, "hang")
     }
 }
 
 const TRIALS: &[Trial] = &[
+    fails("verify", NONE, "the bundle was refused"),
+    fails("load", step(Step::Load), "an injected fault"),
+    fails("prepare", step(Step::Prepare), "an injected fault"),
+    fails(
+        "relocate",
+        Faults {
+            refuse_relocation: true,
+            ..NONE
+        },
+        "Xen did not move shared_info",
+    ),
+    Trial {
+        faults: Faults {
+            damage_record: true,
+            ..NONE
+        },
+        ..trial("record", "could not read the handover")
+    },
     trial("panic", "panic at="),
     trial("refuse", "refused: not today"),
     trial("exit", "exit without commit"),
     trial("null", "page-fault"),
     trial("undefined", "invalid-opcode"),
     trial("divide", "divide-error"),
-    Trial {
-        name: "early",
-        faults: Faults {
-            early_fault: true,
-            ..NONE
-        },
-        ..trial("", "invalid-opcode")
-    },
+    fault_at("early", Place::Early),
+    fault_at("commit", Place::Commit),
     trial("overflow", "stack-overflow"),
     trial("memory", "exit without commit"),
     trial("write-own-text", "page-fault"),
     trial("scribble", "gave up after scribbling"),
     hang_trial("spin"),
     Trial {
-        name: "spin-lost-nmi",
         faults: Faults {
             lose_nmi: true,
             ..NONE
         },
-        ..hang_trial("")
+        ..hang_trial("spin-lost-nmi")
     },
     hang_trial("scribble-spin"),
     hang_trial("halt"),
 ];
 
 /// What a trial is told to write to, of the old image and what it shares: all of it faults.
-fn forbidden() -> Vec<(&'static str, u64)> {
+fn forbidden(region: &Region<[u64]>) -> Vec<(&'static str, u64)> {
     static TARGET: AtomicU64 = AtomicU64::new(7);
     let heap = Box::leak(Box::new(7u64));
     let local = 7u64;
@@ -86,6 +123,11 @@ fn forbidden() -> Vec<(&'static str, u64)> {
         ("write-old-data", (&raw const TARGET).addr() as u64),
         ("write-old-heap", (&raw const *heap).addr() as u64),
         ("write-old-stack", (&raw const local).addr() as u64),
+        ("write-region", region.get().as_ptr().addr() as u64),
+        (
+            "write-region-header",
+            region.get().as_ptr().addr() as u64 - 0x1000,
+        ),
         ("write-old-tables", vm::root().unwrap_or(0)),
         ("write-shared-info", boot::home().gfn().addr().as_u64()),
         ("write-park-code", park),
@@ -109,6 +151,8 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 /// What the first mismatch was: memory, register, floating-point register.
 static FIRST: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 static STOP: AtomicBool = AtomicBool::new(false);
+/// A bundle with one bit changed.
+static ALTERED: OnceLock<Vec<u8>> = OnceLock::new();
 
 /// Counts in memory, in a register and in a floating-point register, and compares.
 fn count(vcpu: u64) {
@@ -148,31 +192,68 @@ fn digest(block: &[u8]) -> u64 {
     hash
 }
 
-/// Runs all trials, then one that commits.
-pub fn run() {
+/// Has every vCPU but this one count; gives how many there are, and a block of heap to look after.
+fn begin() -> (u32, Vec<u8>) {
     let me = segue::vcpu::current();
     let vcpus = segue::vcpus();
     for vcpu in (0..vcpus).filter(|v| *v != me) {
         segue::vcpu::start(vcpu, count, u64::from(vcpu)).expect("an idle vCPU");
     }
-    let block: Vec<u8> = (0..64 * 1024u32).map(|i| (i * 31) as u8).collect();
+    let block = (0..64 * 1024u32).map(|i| (i * 31) as u8).collect();
+    ALTERED.get_or_init(|| {
+        let mut bundle = crate::own_bundle().to_vec();
+        let middle = bundle.len() / 2;
+        bundle[middle] ^= 1;
+        bundle
+    });
+    (vcpus, block)
+}
+
+/// Runs trials one after the other, `times` in all, that end without a time-out.
+pub fn resume(times: &str) {
+    let times = times.parse().unwrap_or(0);
+    let (vcpus, block) = begin();
+    let _ = attempt(&FIRST_TRIAL, "");
+    let trials = TRIALS.iter().filter(|t| !t.hangs && !t.runs);
+    let failed = trials
+        .cycle()
+        .take(times)
+        .filter(|t| !check(t, "", &block, vcpus))
+        .count();
+    println!("gauntlet: done trials={times} failed={failed}");
+    STOP.store(true, Ordering::Relaxed);
+}
+
+/// Runs all trials, then one that commits.
+pub fn run() {
+    let (vcpus, block) = begin();
+    // What the trials see, and can't write to; the last one does not take it.
+    let region = Region::<[u64]>::create("gauntlet", 1, 100_000).expect("a region");
     // The first failure may make the heap grow; from then on nothing may be lost.
-    let _ = attempt(&TRIALS[0], "");
+    let _ = attempt(&FIRST_TRIAL, "");
     let (mut done, mut failed) = (0, 0);
     for t in TRIALS.iter().filter(|t| vcpus > 1 || !t.hangs) {
         done += 1;
-        failed += u32::from(!check(t, t.name, "", &block, vcpus));
+        failed += u32::from(!check(t, "", &block, vcpus));
     }
-    for (name, address) in forbidden() {
+    // Each vCPU's park.
+    for vcpu in (0..vcpus).filter(|v| *v != segue::vcpu::current()) {
+        done += 1;
+        let name = format!("park-vcpu-{vcpu}").leak();
+        let deaf = Faults {
+            deaf: Some(vcpu),
+            ..NONE
+        };
+        let reason = format!("vCPU {vcpu} did not park").leak();
+        failed += u32::from(!check(&fails(name, deaf, reason), "", &block, vcpus));
+    }
+    for (name, address) in forbidden(&region) {
         done += 1;
         assert_ne!(address, 0, "{name} has no address");
         // The fault has to be at this very address.
         let reason = format!("address={address:#x} image");
-        let t = Trial {
-            reason: reason.leak(),
-            ..trial("", "")
-        };
-        failed += u32::from(!check(&t, name, &format!("{address:#x}"), &block, vcpus));
+        let t = trial(name, reason.leak());
+        failed += u32::from(!check(&t, &format!("{address:#x}"), &block, vcpus));
     }
     if WRONG.load(Ordering::Relaxed) > 0 {
         let [memory, register, float] = FIRST.each_ref().map(|f| f.load(Ordering::Relaxed));
@@ -188,8 +269,11 @@ pub fn run() {
     println!("gauntlet: not committed: {error}");
 }
 
+/// A first failure.
+const FIRST_TRIAL: Trial = trial("panic", "");
+
 /// One trial and everything that has to hold after it.
-fn check(t: &Trial, name: &str, arg: &str, block: &[u8], vcpus: u32) -> bool {
+fn check(t: &Trial, arg: &str, block: &[u8], vcpus: u32) -> bool {
     let (frames, sum, time) = (segue::free_frames(), digest(block), segue::system_time());
     let counts = || {
         COUNTS
@@ -197,11 +281,11 @@ fn check(t: &Trial, name: &str, arg: &str, block: &[u8], vcpus: u32) -> bool {
             .take(vcpus as usize)
             .map(|c| c.load(Ordering::Relaxed))
     };
-    let outcome = attempt(&Trial { name: "", ..*t }, &format!("{name} {arg}"));
-    let (resumed, reason) = match &outcome {
-        ReplaceError::Resumed { reason, .. } => (true, reason.as_str()),
-        _ => (false, ""),
+    let (reason, outcome) = match attempt(t, arg) {
+        ReplaceError::Resumed { reason, .. } => (reason, "resumed"),
+        error => (error.to_string(), "runs"),
     };
+    let expected = (outcome == "runs") == t.runs && reason.contains(t.reason);
     // The loops go on: each of them, by itself, soon.
     let me = segue::vcpu::current() as usize;
     let deadline = segue::system_time() + 5_000_000_000;
@@ -220,25 +304,27 @@ fn check(t: &Trial, name: &str, arg: &str, block: &[u8], vcpus: u32) -> bool {
     let same = segue::free_frames() == frames;
     // Behind the clamp, too; clocks of vCPUs may differ by less than this.
     let forward = shared_info::unclamped() + 1_000_000 >= time;
-    let good = resumed && reason.contains(t.reason) && loops && memory && same && forward;
+    let good = expected && loops && memory && same && forward;
     let ok = |good: bool| if good { "ok" } else { "bad" };
     println!(
-        "gauntlet: trial={name} outcome={} reason=\"{reason}\" loops={} memory={} frames={} time={}",
-        if good { "resumed" } else { "bad" },
+        "gauntlet: trial={} outcome={} reason=\"{reason}\" loops={} memory={} frames={} time={}",
+        t.name,
+        if good { outcome } else { "bad" },
         ok(loops),
         ok(memory),
         ok(same),
         ok(forward)
     );
-    if !resumed {
-        println!("gauntlet: {outcome}");
-    }
     good
 }
 
-fn attempt(t: &Trial, behaviour: &str) -> ReplaceError {
-    let args = format!("--as {}{behaviour}", t.name);
-    segue::Replace::new(crate::own_bundle())
+fn attempt(t: &Trial, arg: &str) -> ReplaceError {
+    let args = format!("--as {} {arg}", t.name);
+    let bundle = match t.name {
+        "verify" => ALTERED.get().expect("begun"),
+        _ => crate::own_bundle(),
+    };
+    segue::Replace::new(bundle)
         .args(&args)
         .trial_limit(Duration::from_millis(800))
         .options(|o| o.faults = t.faults)
@@ -301,12 +387,22 @@ pub fn behave(args: &[&str]) {
         }
         ["--as", name, address] if name.starts_with("write-") => poke(number(address)),
         ["--as", "commit", ..] => {
+            let handed = segue::handover();
+            let regions = || handed.as_ref().map_or(0, |h| h.regions().len());
+            let offered = regions();
+            // Taken and dropped, it is there until the commit.
+            drop(Region::<[u64]>::take("gauntlet", 1));
+            let dropped = regions();
             segue::commit();
-            println!("gauntlet: committed generation={}", segue::generation());
+            println!(
+                "gauntlet: committed generation={} offered={offered} dropped={dropped} left={}",
+                segue::generation(),
+                regions()
+            );
         }
-        ["--padded", rest] => {
+        ["--padded", rest, bytes] => {
             segue::commit();
-            crate::cost::padded(rest);
+            crate::cost::padded(rest, bytes);
         }
         _ => segue::refuse("no such behaviour"),
     }

@@ -1,5 +1,6 @@
 //! The commands: a table, and what each does.
 
+use crate::arena::Full;
 use crate::glob;
 use crate::resp::{Arguments, Reply, integer};
 use crate::service::Limits;
@@ -18,9 +19,9 @@ pub struct Client {
 }
 
 /// What a command works on.
-pub struct Context<'a> {
+pub struct Context<'a, 's> {
     /// The keys.
-    pub store: &'a mut Store,
+    pub store: &'a mut Store<'s>,
     /// Who asks.
     pub client: &'a mut Client,
     /// What is allowed.
@@ -45,7 +46,14 @@ enum Fault {
     ExpireTime,
     TooLong,
     TooMuch,
+    Memory,
     Text(String),
+}
+
+impl From<Full> for Fault {
+    fn from(Full: Full) -> Self {
+        Self::Memory
+    }
 }
 
 type Outcome = Result<(), Fault>;
@@ -58,14 +66,14 @@ struct Command {
     arity: i8,
     /// It may need more memory.
     grows: bool,
-    run: fn(&mut Context<'_>, Arguments<'_>) -> Outcome,
+    run: fn(&mut Context<'_, '_>, Arguments<'_>) -> Outcome,
 }
 
 const fn command(
     name: &'static str,
     arity: i8,
     grows: bool,
-    run: fn(&mut Context<'_>, Arguments<'_>) -> Outcome,
+    run: fn(&mut Context<'_, '_>, Arguments<'_>) -> Outcome,
 ) -> Command {
     Command {
         name,
@@ -115,6 +123,7 @@ static COMMANDS: &[Command] = &[
     command("SET", -3, true, set),
     command("SETEX", 4, true, |c, a| setex(c, a, 1000)),
     command("SETNX", 3, true, setnx),
+    command("SETRANGE", 4, true, setrange),
     command("STRLEN", 2, false, strlen),
     command("TIME", 1, false, time),
     command("TTL", 2, false, |c, a| ttl(c, a, 1000)),
@@ -136,7 +145,7 @@ fn find(name: &[u8]) -> Option<&'static Command> {
 }
 
 /// Does what a request asks for and writes the reply.
-pub fn execute(context: &mut Context<'_>, arguments: Arguments<'_>) {
+pub fn execute(context: &mut Context<'_, '_>, arguments: Arguments<'_>) {
     let Some(command) = find(arguments.get(0)) else {
         return unknown(context.out, arguments);
     };
@@ -150,8 +159,7 @@ pub fn execute(context: &mut Context<'_>, arguments: Arguments<'_>) {
     let outcome = if !fits {
         Err(Fault::Arguments)
     } else if command.grows && !has_room(context, arguments) {
-        let text = "OOM command not allowed when used memory > 'maxmemory'.";
-        return context.out.error(text.as_bytes());
+        Err(Fault::Memory)
     } else {
         (command.run)(context, arguments)
     };
@@ -163,7 +171,7 @@ pub fn execute(context: &mut Context<'_>, arguments: Arguments<'_>) {
     }
 }
 
-fn has_room(context: &Context<'_>, arguments: Arguments<'_>) -> bool {
+fn has_room(context: &Context<'_, '_>, arguments: Arguments<'_>) -> bool {
     let new: usize = arguments.from(1).map(<[u8]>::len).sum();
     context.store.used().saturating_add(new) <= context.limits.memory
 }
@@ -179,6 +187,7 @@ fn wording(fault: &Fault, name: &str) -> String {
         Fault::ExpireTime => format!("ERR invalid expire time in '{name}' command"),
         Fault::TooLong => "ERR string exceeds maximum allowed size (proto-max-bulk-len)".into(),
         Fault::TooMuch => "ERR the reply would be too large".into(),
+        Fault::Memory => "OOM command not allowed when used memory > 'maxmemory'.".into(),
         Fault::Text(text) => text.clone(),
     }
 }
@@ -211,14 +220,14 @@ fn is(argument: &[u8], word: &str) -> bool {
     argument.eq_ignore_ascii_case(word.as_bytes())
 }
 
-fn value(out: &mut Vec<u8>, value: Option<&Value>) {
+fn value(out: &mut Vec<u8>, value: Option<Value<'_>>) {
     match value {
         Some(value) => value.with_bytes(|bytes| out.bulk(bytes)),
         None => out.null(),
     }
 }
 
-impl Context<'_> {
+impl Context<'_, '_> {
     /// When something expires that does so in `amount` units, or at that time of day.
     fn deadline(&self, amount: i64, unit_ms: i64, of_day: bool) -> Option<i64> {
         let ms = amount.checked_mul(unit_ms)?;
@@ -236,18 +245,18 @@ impl Context<'_> {
     }
 }
 
-fn append(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn append(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let (key, tail) = (a.get(1), a.get(2));
-    let len = c.store.get(key).map_or(0, Value::len) + tail.len();
+    let len = c.store.get(key).map_or(0, |value| value.len()) + tail.len();
     if len > c.limits.value {
         return Err(Fault::TooLong);
     }
-    let len = c.store.append(key, tail);
+    let len = c.store.append(key, tail)?;
     c.out.integer(len as i64);
     Ok(())
 }
 
-fn client(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn client(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let subcommand = a.get(1);
     match a.len() {
         2 if is(subcommand, "ID") => c.out.integer(c.client.id as i64),
@@ -285,7 +294,7 @@ fn unknown_subcommand(command: &str, subcommand: &[u8]) -> Fault {
     ))
 }
 
-fn command_command(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn command_command(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let describe = |out: &mut Vec<u8>, command: Option<&Command>| match command {
         None => out.extend_from_slice(b"*-1\r\n"),
         Some(command) => {
@@ -325,7 +334,7 @@ fn command_command(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn config(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn config(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     if is(a.get(1), "GET") && a.len() >= 3 {
         let known = [
             ("appendonly", "no".to_owned()),
@@ -351,12 +360,12 @@ fn config(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Err(unknown_subcommand("CONFIG", a.get(1)))
 }
 
-fn dbsize(c: &mut Context<'_>, _: Arguments<'_>) -> Outcome {
+fn dbsize(c: &mut Context<'_, '_>, _: Arguments<'_>) -> Outcome {
     c.out.integer(c.store.len() as i64);
     Ok(())
 }
 
-fn count(c: &mut Context<'_>, a: Arguments<'_>, by: usize, sign: i64) -> Outcome {
+fn count(c: &mut Context<'_, '_>, a: Arguments<'_>, by: usize, sign: i64) -> Outcome {
     let key = a.get(1);
     let by = if by == 0 { 1 } else { number(a.get(by))? };
     // -(-2^63) is no number.
@@ -365,13 +374,13 @@ fn count(c: &mut Context<'_>, a: Arguments<'_>, by: usize, sign: i64) -> Outcome
         .ok_or_else(|| Fault::Text("ERR decrement would overflow".into()))?;
     let old = match c.store.get(key) {
         None => 0,
-        Some(Value::Integer(old)) => *old,
+        Some(Value::Integer(old)) => old,
         // Put together by APPEND.
         Some(Value::Bytes(bytes)) => number(bytes)?,
     };
     let new = old.checked_add(by).ok_or(Fault::Overflow)?;
-    if !c.store.replace(key, Value::Integer(new)) {
-        c.store.set(key, Value::Integer(new), None);
+    if !c.store.replace(key, Value::Integer(new))? {
+        c.store.set(key, Value::Integer(new), None)?;
     }
     c.out.integer(new);
     Ok(())
@@ -386,7 +395,7 @@ fn float(text: &[u8]) -> Result<f64, Fault> {
     Ok(number)
 }
 
-fn count_float(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn count_float(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let key = a.get(1);
     let old = match c.store.get(key) {
         None => 0.0,
@@ -398,31 +407,31 @@ fn count_float(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     }
     let text = new.to_string();
     let new = Value::new(text.as_bytes());
-    if !c.store.replace(key, new.clone()) {
-        c.store.set(key, new, None);
+    if !c.store.replace(key, new)? {
+        c.store.set(key, new, None)?;
     }
     c.out.bulk(text.as_bytes());
     Ok(())
 }
 
-fn del(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn del(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let gone = a.from(1).filter(|key| c.store.delete(key)).count();
     c.out.integer(gone as i64);
     Ok(())
 }
 
-fn echo(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn echo(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     c.out.bulk(a.get(1));
     Ok(())
 }
 
-fn exists(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn exists(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let there = a.from(1).filter(|key| c.store.get(key).is_some()).count();
     c.out.integer(there as i64);
     Ok(())
 }
 
-fn expire(c: &mut Context<'_>, a: Arguments<'_>, unit_ms: i64, of_day: bool) -> Outcome {
+fn expire(c: &mut Context<'_, '_>, a: Arguments<'_>, unit_ms: i64, of_day: bool) -> Outcome {
     let key = a.get(1);
     let amount = number(a.get(2))?;
     let at = c
@@ -471,7 +480,7 @@ fn expire(c: &mut Context<'_>, a: Arguments<'_>, unit_ms: i64, of_day: bool) -> 
     Ok(())
 }
 
-fn flush(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn flush(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     match a.len() {
         1 => {}
         2 if is(a.get(1), "ASYNC") || is(a.get(1), "SYNC") => {}
@@ -482,17 +491,19 @@ fn flush(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn get(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn get(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     value(c.out, c.store.get(a.get(1)));
     Ok(())
 }
 
-fn getdel(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
-    value(c.out, c.store.take(a.get(1)).as_ref());
+fn getdel(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
+    let key = a.get(1);
+    value(c.out, c.store.get(key));
+    c.store.delete(key);
     Ok(())
 }
 
-fn getrange(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn getrange(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let (start, end) = (number(a.get(2))?, number(a.get(3))?);
     let Some(value) = c.store.get(a.get(1)) else {
         c.out.bulk(b"");
@@ -516,14 +527,31 @@ fn getrange(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn getset(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
-    let key = a.get(1);
-    value(c.out, c.store.get(key));
-    c.store.set(key, Value::new(a.get(2)), None);
+fn setrange(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
+    let (key, bytes) = (a.get(1), a.get(3));
+    let from = usize::try_from(number(a.get(2))?)
+        .map_err(|_| Fault::Text("ERR offset is out of range".to_owned()))?;
+    let len = if bytes.is_empty() {
+        // It makes neither a key nor zeros.
+        c.store.get(key).map_or(0, |value| value.len())
+    } else {
+        if from.saturating_add(bytes.len()) > c.limits.value {
+            return Err(Fault::TooLong);
+        }
+        c.store.set_range(key, from, bytes)?
+    };
+    c.out.integer(len as i64);
     Ok(())
 }
 
-fn hello(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn getset(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
+    let key = a.get(1);
+    value(c.out, c.store.get(key));
+    c.store.set(key, Value::new(a.get(2)), None)?;
+    Ok(())
+}
+
+fn hello(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let mut rest = a.from(1);
     if let Some(version) = rest.next() {
         match integer(version) {
@@ -566,7 +594,7 @@ fn hello(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
 /// The version of Redis whose words this server uses.
 pub const VERSION: &str = "7.0.0";
 
-fn info(c: &mut Context<'_>, _: Arguments<'_>) -> Outcome {
+fn info(c: &mut Context<'_, '_>, _: Arguments<'_>) -> Outcome {
     let mut text = format!("# Server\r\nredis_version:{VERSION}\r\nredis_mode:standalone\r\n");
     text += &(c.info)();
     let _ = write!(
@@ -586,10 +614,10 @@ fn info(c: &mut Context<'_>, _: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn keys(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn keys(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let pattern = a.get(1);
     // Their number stands before them: found first, written then.
-    let found = |store: &Store| {
+    let found = |store: &Store<'_>| {
         let keys = store.keys().filter(|key| glob::matches(pattern, key));
         keys.fold((0, 0), |(count, bytes), key| {
             (count + 1, bytes + key.len() + 16)
@@ -606,7 +634,7 @@ fn keys(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn mget(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn mget(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let start = c.out.len();
     c.out.array(a.len() - 1);
     for key in a.from(1) {
@@ -618,19 +646,19 @@ fn mget(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn mset(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn mset(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     if a.len().is_multiple_of(2) {
         return Err(Fault::Arguments);
     }
     let mut rest = a.from(1);
     while let (Some(key), Some(bytes)) = (rest.next(), rest.next()) {
-        c.store.set(key, Value::new(bytes), None);
+        c.store.set(key, Value::new(bytes), None)?;
     }
     c.out.simple("OK");
     Ok(())
 }
 
-fn persist(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn persist(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let key = a.get(1);
     let had = c.store.expiry(key).flatten().is_some();
     if had {
@@ -640,7 +668,7 @@ fn persist(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn ping(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn ping(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     match a.len() {
         1 => c.out.simple("PONG"),
         2 => c.out.bulk(a.get(1)),
@@ -649,13 +677,13 @@ fn ping(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn quit(c: &mut Context<'_>, _: Arguments<'_>) -> Outcome {
+fn quit(c: &mut Context<'_, '_>, _: Arguments<'_>) -> Outcome {
     c.client.quits = true;
     c.out.simple("OK");
     Ok(())
 }
 
-fn scan(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn scan(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let cursor = std::str::from_utf8(a.get(1))
         .ok()
         .and_then(|text| text.parse().ok());
@@ -691,7 +719,7 @@ fn scan(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn select(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn select(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     if number(a.get(1))? != 0 {
         return Err(Fault::Text("ERR DB index is out of range".into()));
     }
@@ -699,7 +727,7 @@ fn select(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn set(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn set(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let (key, new) = (a.get(1), a.get(2));
     let (mut nx, mut xx, mut give_old, mut keep) = (false, false, false, false);
     let mut expires = None;
@@ -754,13 +782,13 @@ fn set(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     }
     match expires {
         Some(at) => match u64::try_from(at) {
-            Ok(at) if at > c.store.now() => c.store.set(key, Value::new(new), Some(at)),
+            Ok(at) if at > c.store.now() => c.store.set(key, Value::new(new), Some(at))?,
             // A time of day in the past.
             _ => drop(c.store.delete(key)),
         },
         None => {
             let kept = if keep { old.flatten() } else { None };
-            c.store.set(key, Value::new(new), kept);
+            c.store.set(key, Value::new(new), kept)?;
         }
     }
     if !give_old {
@@ -769,41 +797,41 @@ fn set(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-fn setex(c: &mut Context<'_>, a: Arguments<'_>, unit_ms: i64) -> Outcome {
+fn setex(c: &mut Context<'_, '_>, a: Arguments<'_>, unit_ms: i64) -> Outcome {
     let amount = number(a.get(2))?;
     let at = c.deadline(amount, unit_ms, false).filter(|_| amount > 0);
     let at = at
         .and_then(|at| u64::try_from(at).ok())
         .ok_or(Fault::ExpireTime)?;
-    c.store.set(a.get(1), Value::new(a.get(3)), Some(at));
+    c.store.set(a.get(1), Value::new(a.get(3)), Some(at))?;
     c.out.simple("OK");
     Ok(())
 }
 
-fn setnx(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn setnx(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let key = a.get(1);
     let new = c.store.get(key).is_none();
     if new {
-        c.store.set(key, Value::new(a.get(2)), None);
+        c.store.set(key, Value::new(a.get(2)), None)?;
     }
     c.out.integer(i64::from(new));
     Ok(())
 }
 
-fn strlen(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
-    let len = c.store.get(a.get(1)).map_or(0, Value::len);
+fn strlen(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
+    let len = c.store.get(a.get(1)).map_or(0, |value| value.len());
     c.out.integer(len as i64);
     Ok(())
 }
 
-fn time(c: &mut Context<'_>, _: Arguments<'_>) -> Outcome {
+fn time(c: &mut Context<'_, '_>, _: Arguments<'_>) -> Outcome {
     c.out.array(2);
     c.out.bulk((c.wall_ms / 1000).to_string().as_bytes());
     c.out.bulk((c.wall_ms % 1000 * 1000).to_string().as_bytes());
     Ok(())
 }
 
-fn ttl(c: &mut Context<'_>, a: Arguments<'_>, unit_ms: u64) -> Outcome {
+fn ttl(c: &mut Context<'_, '_>, a: Arguments<'_>, unit_ms: u64) -> Outcome {
     let left = match c.store.expiry(a.get(1)) {
         None => -2,
         Some(None) => -1,
@@ -814,7 +842,7 @@ fn ttl(c: &mut Context<'_>, a: Arguments<'_>, unit_ms: u64) -> Outcome {
     Ok(())
 }
 
-fn type_of(c: &mut Context<'_>, a: Arguments<'_>) -> Outcome {
+fn type_of(c: &mut Context<'_, '_>, a: Arguments<'_>) -> Outcome {
     let there = c.store.get(a.get(1)).is_some();
     c.out.simple(if there { "string" } else { "none" });
     Ok(())

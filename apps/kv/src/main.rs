@@ -1,23 +1,39 @@
 //! A key-value store in memory that speaks Redis's protocol.
 //!
-//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N]`
+//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N] [--replace-at KEYS [--until GENERATION]]`
+//!
+//! The keys stay when the image is replaced, in the memory they have then: `--memory` is for the
+//! first. With `--replace-at` it replaces itself by the first bundle that it came with, when it has
+//! so many keys; up to generation 2, if nothing else is said.
+use kv::store::{Table, TableError};
 use kv::{Kv, Limits};
+use segue::preserved::CreateError;
 use segue_serve::{Config, Server};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
+
+segue::trial!();
+
+/// How often it is looked whether there are as many keys as are replaced at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 struct Arguments {
     listen: SocketAddr,
-    memory: usize,
+    memory: Option<usize>,
     config: Config,
+    replace_at: Option<usize>,
+    until: u64,
 }
 
 fn arguments() -> Result<Arguments, String> {
     let mut arguments = Arguments {
         listen: platform::LISTEN,
-        memory: platform::memory(),
+        memory: None,
         config: Config::default(),
+        replace_at: None,
+        until: 2,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -29,15 +45,18 @@ fn arguments() -> Result<Arguments, String> {
             "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
             "--memory" => {
                 let mib: usize = value.parse().map_err(|_| bad("number of MiB"))?;
-                arguments.memory = mib
-                    .checked_mul(1 << 20)
-                    .ok_or_else(|| bad("number of MiB"))?;
+                let bytes = mib.checked_mul(1 << 20);
+                arguments.memory = Some(bytes.ok_or_else(|| bad("number of MiB"))?);
             }
+            "--replace-at" => {
+                arguments.replace_at = Some(value.parse().map_err(|_| bad("number of keys"))?);
+            }
+            "--until" => arguments.until = value.parse().map_err(|_| bad("number"))?,
             "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
             _ => {
                 return Err(format!(
                     "unknown option {word}; there are --listen ADDRESS:PORT, --memory MIB, \
-                     --threads N"
+                     --threads N, --replace-at KEYS, --until GENERATION"
                 ));
             }
         }
@@ -45,17 +64,49 @@ fn arguments() -> Result<Arguments, String> {
     Ok(arguments)
 }
 
+/// The table of the image before, or an empty one. What was handed over and is no table we can use
+/// is an error: on trial, where it lets the image before go on with its keys.
+fn table(memory: Option<usize>) -> Result<Table, TableError> {
+    let before = segue::handover();
+    let taken = Table::take()?;
+    platform::commit();
+    drop(before);
+    if let Some(table) = taken {
+        return Ok(table);
+    }
+    if let Some(memory) = memory {
+        return Table::new(memory);
+    }
+    // What is free may not be in one piece.
+    let mut memory = platform::memory();
+    loop {
+        match Table::new(memory) {
+            Err(TableError::Create(CreateError::NoMemory { .. })) if memory > 1 << 20 => {
+                memory -= memory / 8;
+            }
+            result => return result,
+        }
+    }
+}
+
 fn serve() -> Result<(), String> {
     let Arguments {
         listen,
         memory,
         config,
+        replace_at,
+        until,
     } = arguments()?;
-    let service = Kv::new(Limits::new(memory)).on_platform(platform::info);
+    let mut table = table(memory).map_err(|error| error.to_string())?;
+    let (memory, keys) = {
+        let store = table.open();
+        (store.memory(), store.len())
+    };
+    let service = Kv::new(table, Limits::new(memory), platform::now).on_platform(platform::info);
     let server = Server::new(service, config).map_err(|error| error.to_string())?;
     Kv::observe(&server);
     println!(
-        "kv: listen={listen} memory_mib={} threads={}",
+        "kv: listen={listen} memory_mib={} threads={} keys={keys}",
         memory >> 20,
         config.threads
     );
@@ -69,6 +120,18 @@ fn serve() -> Result<(), String> {
         })
         .map_err(|error| error.to_string())?;
     platform::end_with_the_domain(&server)?;
+    if let Some(keys) = replace_at.filter(|_| platform::generation() < until) {
+        let server = server.clone();
+        thread::Builder::new()
+            .name("replace".into())
+            .spawn(move || {
+                while server.service().len() < keys {
+                    thread::sleep(LOOK_EVERY);
+                }
+                platform::replace();
+            })
+            .map_err(|error| error.to_string())?;
+    }
     server
         .listen(listen)
         .map_err(|error| format!("{listen}: {error}"))
@@ -79,6 +142,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kv: {error}");
+            platform::refuse(&error);
             ExitCode::FAILURE
         }
     }
@@ -94,6 +158,33 @@ mod platform {
 
     pub fn memory() -> usize {
         usize::try_from(segue::free_frames() * 4096 / 2).unwrap_or(usize::MAX)
+    }
+
+    pub fn now() -> u64 {
+        segue::system_time() / 1_000_000
+    }
+
+    pub fn commit() {
+        segue::commit();
+    }
+
+    pub fn generation() -> u64 {
+        segue::generation()
+    }
+
+    /// On trial: the image before goes on.
+    pub fn refuse(why: &str) {
+        if segue::on_trial() {
+            segue::refuse(why);
+        }
+    }
+
+    pub fn replace() {
+        let Some(bundle) = segue::bundles().next() else {
+            return println!("kv: it came with no bundle");
+        };
+        let error = segue::replace_image(bundle).unwrap_err();
+        println!("kv: stays: {error}");
     }
 
     /// A section of `INFO`.
@@ -118,11 +209,30 @@ mod platform {
 mod platform {
     use super::{IpAddr, Kv, Server, SocketAddr};
     use std::net::Ipv4Addr;
+    use std::sync::LazyLock;
+    use std::time::Instant;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6379);
 
     pub fn memory() -> usize {
         256 << 20
+    }
+
+    pub fn now() -> u64 {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub fn commit() {}
+
+    pub fn generation() -> u64 {
+        1
+    }
+
+    pub fn refuse(_: &str) {}
+
+    pub fn replace() {
+        println!("kv: only in a domain");
     }
 
     pub fn info() -> String {

@@ -2,7 +2,7 @@
 
 use crate::command::{Client, Context, execute};
 use crate::resp::{Parsed, Parser, Reply};
-use crate::store::Store;
+use crate::store::{Store, Table};
 use segue_serve::{Next, Observer, Output, Server, Service, Stats, Step};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,9 +48,10 @@ impl Limits {
 /// The server's side of RESP.
 #[derive(Debug)]
 pub struct Kv {
-    store: Mutex<Store>,
+    table: Mutex<Table>,
     limits: Limits,
     started: Instant,
+    now: fn() -> u64,
     clients: AtomicU64,
     commands: AtomicU64,
     observer: OnceLock<Observer<Kv>>,
@@ -65,13 +66,15 @@ pub struct Session {
 }
 
 impl Kv {
-    /// An empty store.
+    /// For the keys of a table. `now` is the time in ms that they expire by: it goes on from image
+    /// to image.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(table: Table, limits: Limits, now: fn() -> u64) -> Self {
         Self {
-            store: Mutex::default(),
+            table: Mutex::new(table),
             limits,
             started: Instant::now(),
+            now,
             clients: AtomicU64::new(0),
             commands: AtomicU64::new(0),
             observer: OnceLock::new(),
@@ -90,15 +93,21 @@ impl Kv {
         let _ = server.service().observer.set(server.downgrade());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.set_now(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the table at the time it is.
+    fn open<'a>(&self, table: &'a mut Table) -> Store<'a> {
+        let mut store = table.open();
+        store.set_now((self.now)());
         store
     }
 
     /// Frees keys that have expired; says when to call it again.
     pub fn sweep(&self) -> Duration {
-        let mut store = self.lock();
+        let mut table = self.lock();
+        let mut store = self.open(&mut table);
         match store.expire(SWEEP) {
             // More than are freed at a time have expired.
             Some(at) if at <= store.now() => Duration::from_millis(1),
@@ -110,7 +119,7 @@ impl Kv {
     /// Number of keys, expired ones that are not freed among them.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().open().len()
     }
 
     /// Whether there are none.
@@ -152,7 +161,10 @@ impl Kv {
         }
         let mut consumed = 0;
         let mut commands = 0;
-        let mut store = None;
+        // What arrived together is done together: no switch happens in the middle either.
+        let mut table = self.lock();
+        let mut store = self.open(&mut table);
+        let wall_ms = wall_ms();
         let next = loop {
             if output.is_full() {
                 break Next::Flush;
@@ -173,14 +185,13 @@ impl Kv {
             if arguments.is_empty() {
                 continue;
             }
-            let (store, wall_ms) = store.get_or_insert_with(|| (self.lock(), wall_ms()));
             let expired = store.expired();
             commands += 1;
             let mut context = Context {
-                store,
+                store: &mut store,
                 client,
                 limits: &self.limits,
-                wall_ms: *wall_ms,
+                wall_ms,
                 info: &|| self.info(expired),
                 out: output.bytes(),
             };
@@ -191,6 +202,7 @@ impl Kv {
             }
         };
         drop(store);
+        drop(table);
         self.commands.fetch_add(commands, Ordering::Relaxed);
         parser.shrink();
         Step { consumed, next }

@@ -2,25 +2,33 @@
 
 use crate::glob::matches;
 use crate::resp::{Parsed, Parser, integer};
-use crate::store::{Store, Value};
+use crate::store::{Table, Value};
 use crate::{Kv, Limits};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use segue::preserved::play;
 use segue_serve::{Config, Server};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 const MEMORY: usize = 8 << 20;
+
+fn now() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_millis() as u64
+}
 
 fn with_server(test: impl FnOnce(SocketAddr, &Server<Kv>)) {
     let config = Config {
         threads: 2,
         ..Config::default()
     };
-    let server = Server::new(Kv::new(Limits::new(MEMORY)), config).unwrap();
+    let table = Table::new(MEMORY).unwrap();
+    let server = Server::new(Kv::new(table, Limits::new(MEMORY), now), config).unwrap();
     Kv::observe(&server);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -149,6 +157,21 @@ fn strings_and_counters() {
             APPEND fresh abc => :3
             STRLEN fresh => :3
             STRLEN none => :0
+            SETRANGE fresh 1 XY => :3
+            GET fresh => "aXY"
+            SETRANGE fresh 4 z => :5
+            STRLEN fresh => :5
+            GETRANGE fresh 4 4 => "z"
+            SETRANGE fresh 0 abc => :5
+            SETRANGE none 3  => :0
+            EXISTS none => :0
+            SETRANGE fresh -1 x => -ERR offset is out of range
+            SETRANGE fresh 9223372036854775807 x => -ERR string exceeds maximum allowed size (proto-max-bulk-len)
+            SET number 12345 => +OK
+            SETRANGE number 1 9 => :5
+            INCR number => :19346
+            DEL number => :1
+            SET fresh abc => +OK
             GETRANGE fresh 1 -1 => "bc"
             GETRANGE fresh -2 -3 => ""
             GETRANGE fresh -100 100 => "abc"
@@ -557,33 +580,39 @@ proptest! {
     }
 
     /// The store is a map with times, its memory is what its parts add up to, and a scan gives all
-    /// that stays.
+    /// that stays. Now and then it is handed over, which nobody notices.
     #[test]
     fn the_store_is_a_map(
-        ops in vec((0..6_u8, 0..12_u8, 0..30_u64), 0..80),
+        ops in vec((0..8_u8, 0..12_u8, 0..30_u64), 0..80),
         churn in vec((any::<bool>(), 20..60_u8), 0..40),
     ) {
-        let mut store = Store::default();
+        let mut table = Some(Table::new(20_000).unwrap());
         let mut model: BTreeMap<Vec<u8>, (Vec<u8>, Option<u64>)> = BTreeMap::new();
         let mut now = 0;
         for (op, key, number) in ops {
             let key = vec![b'k', key];
             model.retain(|_, (_, at)| at.is_none_or(|at| at > now));
+            if op == 6 {
+                play::region(table.take().unwrap().into_region());
+                table = Table::take().unwrap();
+            }
+            let mut store = table.as_mut().unwrap().open();
             match op {
                 0 => {
-                    store.set(&key, Value::new(number.to_string().as_bytes()), None);
+                    store.set(&key, Value::new(number.to_string().as_bytes()), None).unwrap();
                     model.insert(key, (number.to_string().into_bytes(), None));
                 }
                 1 => {
                     let at = now + number + 1;
-                    store.set(&key, Value::new(b"text"), Some(at));
+                    store.set(&key, Value::new(b"text"), Some(at)).unwrap();
                     model.insert(key, (b"text".to_vec(), Some(at)));
                 }
                 2 => prop_assert_eq!(store.delete(&key), model.remove(&key).is_some()),
                 3 => {
-                    let len = store.append(&key, b"+");
+                    let tail = &b"+++++++++++++++++++++++++++++"[..number as usize];
+                    let len = store.append(&key, tail).unwrap();
                     let value = &mut model.entry(key).or_default().0;
-                    value.push(b'+');
+                    value.extend(tail);
                     prop_assert_eq!(len, value.len());
                 }
                 4 => {
@@ -591,12 +620,23 @@ proptest! {
                     store.set_now(now);
                     store.expire(3);
                 }
+                5 => {
+                    let at = (number > 5).then_some(now + number);
+                    let there = store.get(&key).is_some() && store.set_expiry(&key, at);
+                    prop_assert_eq!(there, model.contains_key(&key));
+                    if let Some((_, expires)) = model.get_mut(&key) {
+                        *expires = at;
+                    }
+                }
                 _ => {
                     let found = store.get(&key).map(|value| value.with_bytes(<[u8]>::to_vec));
                     prop_assert_eq!(found.as_ref(), model.get(&key).map(|(value, _)| value));
                 }
             }
+            store.audit();
         }
+        let mut table = table.unwrap();
+        let mut store = table.open();
         model.retain(|_, (_, at)| at.is_none_or(|at| at > now));
         let keys: BTreeSet<Vec<u8>> = store.keys().map(<[u8]>::to_vec).collect();
         prop_assert_eq!(&keys, &model.keys().cloned().collect::<BTreeSet<_>>());
@@ -612,7 +652,7 @@ proptest! {
             // Other keys come and go meanwhile.
             for (new, key) in churn.by_ref().take(3) {
                 if new {
-                    store.set(&[key], Value::Integer(0), None);
+                    store.set(&[key], Value::Integer(0), None).unwrap();
                 } else {
                     store.delete(&[key]);
                 }
@@ -627,4 +667,61 @@ proptest! {
         store.expire(usize::MAX);
         prop_assert_eq!((store.len(), store.expiring(), store.used()), (0, 0, 0));
     }
+
+    /// What does not fit is refused and changes nothing; what is freed can be had again.
+    #[test]
+    fn a_full_store_stays_whole(ops in vec((0..5_u8, 0..40_u8, 0..4000_usize), 0..120)) {
+        let mut table = Table::new(16_000).unwrap();
+        let mut store = table.open();
+        let mut model: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        for (op, key, len) in ops {
+            let bytes = vec![key; len];
+            match op {
+                0 => {
+                    store.delete(&[key]);
+                    model.remove(&key);
+                }
+                2 => {
+                    let from = len / 2;
+                    if store.set_range(&[key], from, &bytes).is_ok() {
+                        let value = model.entry(key).or_default();
+                        let end = value.len().max(from + len);
+                        value.resize(end, 0);
+                        value[from..from + len].copy_from_slice(&bytes);
+                    }
+                }
+                1 => {
+                    if store.append(&[key], &bytes).is_ok() {
+                        model.entry(key).or_default().extend(&bytes);
+                    }
+                }
+                _ => {
+                    if store.set(&[key], Value::Bytes(&bytes), None).is_ok() {
+                        model.insert(key, bytes);
+                    }
+                }
+            }
+            store.audit();
+            prop_assert_eq!(store.len(), model.len());
+        }
+        for (key, bytes) in &model {
+            prop_assert_eq!(store.get(&[*key]), Some(Value::Bytes(bytes)));
+        }
+        store.clear();
+        prop_assert_eq!((store.len(), store.used()), (0, 0));
+        store.set(b"large", Value::Bytes(&[1; 15_000]), None).unwrap();
+        store.audit();
+    }
+}
+
+/// Another layout, or another version, is not taken.
+#[test]
+fn a_table_of_another_kind_is_refused() {
+    use segue::preserved::Region;
+    assert!(Table::take().unwrap().is_none());
+    play::region(Region::<[u8]>::create("kv", 2, 10_000).unwrap());
+    assert!(Table::take().is_err());
+    play::commit();
+    play::region(Region::<[u8]>::create("kv", 1, 10_000).unwrap());
+    assert!(Table::take().is_err());
 }

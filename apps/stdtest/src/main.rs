@@ -7,7 +7,7 @@
 //! `--until N`; `--fail` has main return an error; `--stdin` repeats what is typed; `--tick` tells
 //! the time until it is ended; `--heed` and `--heed-not` are asked to end, and do or don't;
 //! `--switch-every MS --until N [--unasked]` replaces as a server with a network device, and
-//! `--fail ROUNDS` fails to.
+//! `--fail ROUNDS` fails to; `--state --until N` hands over values and regions.
 
 mod cells;
 mod clocks;
@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod locks;
 mod sockets;
+mod state;
 mod threads;
 
 use std::time::{Duration, Instant};
@@ -100,6 +101,10 @@ fn main() -> Result<(), String> {
             let every = Duration::from_millis(ms.parse().unwrap_or(0));
             let until = generation.parse().unwrap_or(0);
             devices::switch(every, until, rest == ["--unasked"]);
+            return Ok(());
+        }
+        ["--state", "--until", generation] => {
+            state::run(generation.parse().unwrap_or(0));
             return Ok(());
         }
         ["--fail", rounds] => {

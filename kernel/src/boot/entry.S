@@ -133,10 +133,7 @@ boot_gdt:
         .quad 0x00af9a000000ffff        # 0x08: 64-bit code
         .quad 0x00cf92000000ffff        # 0x10: data
         .quad 0x00cf9a000000ffff        # 0x18: 32-bit code
-boot_gdtr:
-        .word . - boot_gdt - 1
-        .long 0
-        .long 0
+boot_gdt_end:
 
 .code64
 start64:
@@ -174,6 +171,14 @@ segue_handover_entry:
         xorl    %ebp, %ebp
         call    {handover}
         ud2
+
+# Not among the text: that stays as it is in the file, see image/origin.rs.
+.section .data.boot, "aw", @progbits
+        .balign 8
+boot_gdtr:
+        .word boot_gdt_end - boot_gdt - 1
+        .long 0
+        .long 0
 
 .section .bss.boot, "aw", @nobits
         .balign 4096

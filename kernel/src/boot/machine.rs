@@ -3,7 +3,7 @@
 use crate::boot::cmdline::CommandLine;
 use crate::boot::info::{EntryKind, MAX_EXTENTS, MAX_MODULES, Module};
 use crate::cpu::Features;
-use crate::image::{AbiRange, Ident};
+use crate::image::{AbiRange, BuildId, Ident, Name, Place, TrustedKeys, Version};
 use crate::memory::{ExtentSet, Gfn, vm};
 use crate::xen::carve::Carve;
 use crate::xen::events::Ports;
@@ -242,6 +242,54 @@ pub fn ident() -> Option<Ident> {
     // SAFETY: a plain array; volatile because the builder changes it after the compiler has seen it.
     let desc = unsafe { (&raw const IDENT.desc).read_volatile() };
     Ident::parse(&desc).ok()
+}
+
+/// The same, with a name and a version for an image that was not finished by the build.
+#[must_use]
+pub fn identity() -> Ident {
+    ident().unwrap_or(Ident {
+        abi: ABI,
+        trial: false,
+        name: Name::UNNAMED,
+        version: Version::NONE,
+        build: BuildId::default(),
+    })
+}
+
+/// The keys that this image trusts, from its build on. They are among its constants: no code of
+/// its own can change them.
+#[must_use]
+pub fn trusted_keys() -> TrustedKeys<'static> {
+    unsafe extern "C" {
+        // Of size 0: when the section is empty, both are at the same address.
+        static __trust_start: [u8; 0];
+        static __trust_end: [u8; 0];
+    }
+    let start = (&raw const __trust_start).cast::<u8>();
+    let len = (&raw const __trust_end).addr() - start.addr();
+    // SAFETY: the section's bytes are initialised data of this image, read-only and for ever.
+    TrustedKeys::new(unsafe { core::slice::from_raw_parts(start, len) })
+}
+
+/// Where this image runs, for statements that count in one place only. The toolstack says both.
+#[must_use]
+pub fn place(token: Committed) -> Place {
+    Place {
+        domain: hypercall::guest_handle(token).ok(),
+        fleet: machine().cmdline.option("fleet").and_then(Name::new),
+    }
+}
+
+/// Says on the console whether bundles have to be signed.
+pub fn report_trust() {
+    let keys = trusted_keys();
+    if keys.is_open() {
+        console::println!(
+            "segue: trust open keys=0 warning=\"this image runs any bundle it is given: built without --trust\""
+        );
+    } else {
+        console::println!("segue: trust keys={}", keys.iter().count());
+    }
 }
 
 /// Whether the app commits by itself (`segue::trial!()`), rather than when its main starts.

@@ -305,7 +305,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     }
     if let Some(store) = store {
         // SAFETY: Xen says that the ring is there, and our tables map it; nobody has used it yet.
-        unsafe { xenstore::adopt(token, store, 1) };
+        unsafe { xenstore::adopt(token, store, 1, None) };
     }
     // SAFETY: the low page is kept for this, and mapped writable.
     unsafe { smp::start_others(token, low, &apic_ids) }.map_err(|e| StartError::Vcpu(e.vcpu))?;
@@ -323,6 +323,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         boot::home().name(),
         boot::home().gfn()
     );
+    boot::report_trust();
     // SAFETY: written by entry.S before any Rust code.
     let entry_tsc = unsafe { (&raw const segue_entry_tsc).read() };
     // SAFETY: the main stack is mapped, and nobody's yet; what is on the boot stack is done with.

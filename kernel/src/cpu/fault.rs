@@ -4,7 +4,7 @@
 
 use crate::cpu::percpu;
 use crate::task;
-use crate::xen::console::{self, emergency_println};
+use crate::xen::console::emergency_println;
 use crate::xen::hypercall::ShutdownReason;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -135,8 +135,10 @@ pub(super) extern "C" fn fault(frame: &Frame) -> ! {
         );
     }
     backtrace(frame.rip, frame.rbp);
-    console::flush();
-    crate::end::end(ShutdownReason::Crash);
+    crate::end::crash(format_args!(
+        "fault name={what} image_offset={:#x}",
+        frame.rip.wrapping_sub(base)
+    ))
 }
 
 /// Prints return addresses found by the chain of frame pointers; each as an offset into the image,

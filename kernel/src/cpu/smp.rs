@@ -6,7 +6,9 @@ use crate::cpu::percpu;
 use crate::cpu::{Features, apic, tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Gfn, vm};
+use crate::replace::adopt;
 use crate::task::{self, sched};
+use crate::xen::console::emergency_println;
 use crate::xen::hypercall;
 use crate::xen::{Committed, shared_info};
 use core::mem::offset_of;
@@ -110,13 +112,17 @@ pub struct StartError {
     pub vcpu: u32,
 }
 
-/// How long a vCPU may take to start, in ns.
-const START_LIMIT_NS: u64 = 2_000_000_000;
+/// How long a vCPU may take to start, in ns, in one attempt after the other. What Xen was about to
+/// deliver to one that is reset while it runs, it delivers after its start, which that does not
+/// survive: the second attempt has nothing of that.
+const START_LIMITS_NS: [u64; 3] = [300_000_000, 700_000_000, 2_000_000_000];
+/// How long a reset takes at most, in ns.
+const RESET_NS: u64 = 10_000_000;
 
 /// Starts all other vCPUs, one after the other; `apic_ids` is by vCPU.
 ///
 /// # Errors
-/// One did not come up in two seconds.
+/// One did not come up in three seconds.
 ///
 /// # Safety
 /// `page` is a frame below 1 MiB that is mapped writable and nobody else's; the workspace and
@@ -129,6 +135,8 @@ pub unsafe fn start_others(
     let Some(shared) = shared() else {
         return Ok(());
     };
+    // SAFETY: nobody is on these tables any more, or they are filled already.
+    unsafe { fill_boot_tables() };
     for (vcpu, apic_id) in (0u32..).zip(apic_ids) {
         if vcpu == percpu::this().vcpu() {
             continue;
@@ -136,32 +144,94 @@ pub unsafe fn start_others(
         let Some(area) = shared.workspace.vcpu(vcpu) else {
             return Err(StartError { vcpu });
         };
-        // SAFETY: the vCPU does not run; its data is nobody's; the boot tables map all below
-        // 4 GiB, and the image is there (or the Linux and PVH entries could not have run).
-        unsafe {
-            vm::prepare_vcpu(&shared.workspace, vcpu);
-            write_sipi_page(
-                page,
-                SipiParams {
-                    cr3: (&raw const segue_boot_tables).addr() as u32,
-                    entry: started as *const () as u64,
-                    arg: u64::from(vcpu),
-                    stack: area.stack.end_addr() - 8,
-                },
-            );
-        }
         let before = online();
-        apic::init(token, *apic_id);
-        apic::startup(token, *apic_id, page.as_u64() as u8);
-        let deadline = shared_info::now() + START_LIMIT_NS;
-        while online() == before {
-            if shared_info::now() > deadline {
-                return Err(StartError { vcpu });
+        let start = |limit_ns| {
+            apic::init(token, *apic_id);
+            if limit_ns != START_LIMITS_NS[0] {
+                let reset = shared_info::now() + RESET_NS;
+                while shared_info::now() < reset {
+                    core::hint::spin_loop();
+                }
+                // It may have come up just before.
+                ONLINE.store(before, Ordering::Release);
+                emergency_println!("segue: vCPU {vcpu} is started again");
             }
-            core::hint::spin_loop();
+            // SAFETY: the vCPU does not run; its data is nobody's; the boot tables map all below
+            // 4 GiB, and the image is there (or the Linux and PVH entries could not have run).
+            unsafe {
+                vm::prepare_vcpu(&shared.workspace, vcpu);
+                write_sipi_page(
+                    page,
+                    SipiParams {
+                        cr3: (&raw const segue_boot_tables).addr() as u32,
+                        entry: started as *const () as u64,
+                        arg: u64::from(vcpu),
+                        stack: area.stack.end_addr() - 8,
+                    },
+                );
+            }
+            apic::startup(token, *apic_id, page.as_u64() as u8);
+            let deadline = shared_info::now() + limit_ns;
+            while online() == before && shared_info::now() < deadline {
+                core::hint::spin_loop();
+            }
+            online() != before
+        };
+        if !START_LIMITS_NS.into_iter().any(start) {
+            return Err(StartError { vcpu });
         }
     }
     Ok(())
+}
+
+/// Fills the boot tables as `boot/entry.S` does, for an image that was not entered there: the first
+/// 4 GiB in pages of 2 MiB.
+///
+/// # Safety
+/// No vCPU is on them, unless they are filled.
+unsafe fn fill_boot_tables() {
+    const PRESENT_WRITABLE: u64 = 0x3;
+    const LARGE: u64 = 0x80;
+    let tables = (&raw const segue_boot_tables).cast::<u64>().cast_mut();
+    let base = tables.addr() as u64;
+    // SAFETY: six frames of this image's, zeroed at its start.
+    unsafe {
+        tables.write((base + 0x1000) | PRESENT_WRITABLE);
+        for n in 0..4 {
+            let directory = base + 0x2000 + n * 0x1000;
+            tables
+                .add(512 + n as usize)
+                .write(directory | PRESENT_WRITABLE);
+        }
+        for n in 0..2048u64 {
+            let page = n << 21 | PRESENT_WRITABLE | LARGE;
+            tables.add(1024 + n as usize).write(page);
+        }
+    }
+}
+
+/// Resets every other vCPU, whatever it does, for good: [`start_others`] of another image starts
+/// them again.
+pub fn stop_others(token: Committed) {
+    let Some(shared) = shared() else { return };
+    for vcpu in 0..shared.workspace.vcpus() {
+        if vcpu == percpu::this().vcpu() {
+            continue;
+        }
+        if let Some(apic_id) = apic_id(vcpu) {
+            apic::init(token, apic_id);
+        }
+    }
+}
+
+/// The id of a vCPU's local APIC: what the image before found, or what it said itself.
+pub fn apic_id(vcpu: u32) -> Option<u32> {
+    adopt::apic_id(vcpu).or_else(|| {
+        let shared = shared()?;
+        // SAFETY: the data of all vCPUs was prepared when this image started, and stays.
+        let cpu = unsafe { vm::vcpu_data(&shared.workspace, vcpu) }?;
+        Some(cpu.apic_id())
+    })
 }
 
 /// A vCPU comes here from the SIPI page, on the boot tables and its own stack.

@@ -19,13 +19,15 @@ use elf::parse::ParseError;
 use elf::relocation::RelaIterator;
 use elf::segment::{ProgramHeader, SegmentTable};
 
+use super::digest::Digest;
 use super::ident::{LABEL_LEN, trimmed};
 use super::{Ident, Reader, slice_at};
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;
 
-const MAX_SEGMENTS: usize = 8;
+/// Most segments that an image may have.
+pub const MAX_SEGMENTS: usize = 8;
 /// Most memory an image may take up, bytes.
 const MAX_SPAN: u64 = 1 << 30;
 /// Largest template for thread-local storage, bytes: each thread gets one.
@@ -179,14 +181,27 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// The table of relocations with addends; `None` if there are others.
+    pub(super) fn rela_table(&self) -> Option<&'a [u8]> {
+        let Relocations { rela, relr } = self.relocations;
+        relr.is_empty().then_some(rela)
+    }
+
+    /// What the file holds of each segment, in the same order.
+    pub fn segment_files(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        self.loads.0.iter().map(|load| load.data)
+    }
+
     /// The template for thread-local storage, if it has any.
     pub fn tls(&self) -> Option<Tls> {
         self.tls
     }
 
     /// Writes the image as it must stand in memory at `base` to `dest`, all of it: segments,
-    /// zero bytes between and after them, relocations. `dest` is untouched on error.
-    pub fn load(&self, base: u64, dest: &mut [u8]) -> Result<(), LoadError> {
+    /// zero bytes between and after them, relocations. Each segment is held against its digest
+    /// where it stands, before anything is relocated: what `dest` is when one is wrong is of no use.
+    /// On other errors it is untouched.
+    pub fn load(&self, base: u64, dest: &mut [u8], digests: &[Digest]) -> Result<(), LoadError> {
         let span = self.span();
         if dest.len() as u64 != span {
             return Err(LoadError::Length {
@@ -197,10 +212,14 @@ impl<'a> Image<'a> {
         if !base.is_multiple_of(PAGE_SIZE) || base.checked_add(span).is_none() {
             return Err(LoadError::Base { base, span });
         }
+        let (segments, digested) = (self.loads.0.len(), digests.len());
+        if segments != digested {
+            return Err(LoadError::Digests { segments, digested });
+        }
 
         // Offsets are below `span` and ascend (`Loads::push`): no range is out of `dest`.
         let mut written = 0;
-        for load in &self.loads.0 {
+        for (load, digest) in self.loads.0.iter().zip(digests) {
             let start = self.offset(load.start);
             let end = start.wrapping_add(load.data.len());
             if let Some(gap) = dest.get_mut(written..start) {
@@ -208,6 +227,9 @@ impl<'a> Image<'a> {
             }
             if let Some(data) = dest.get_mut(start..end) {
                 data.copy_from_slice(load.data);
+                if Digest::of(&[data]) != *digest {
+                    return Err(LoadError::Segment { start: load.start });
+                }
             }
             written = end;
         }
@@ -319,7 +341,7 @@ fn ident_notes(notes: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
 type Table<'a> = SegmentTable<'a, LittleEndian>;
 
 /// Checks the file header and finds the program headers.
-fn headers(file: &[u8]) -> Result<(FileHeader<LittleEndian>, Table<'_>), ImageError> {
+pub(super) fn headers(file: &[u8]) -> Result<(FileHeader<LittleEndian>, Table<'_>), ImageError> {
     let short = ImageError::Truncated {
         need: FILE_HEADER_LEN,
         have: file.len(),
@@ -637,7 +659,7 @@ impl Iterator for Relr<'_> {
     }
 }
 
-/// Why an image could not be loaded: the caller's mistake, not the image's.
+/// Why an image could not be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
     /// The destination is not as long as the image.
@@ -654,6 +676,18 @@ pub enum LoadError {
         /// Bytes the image takes up.
         span: u64,
     },
+    /// There is not one digest for each segment.
+    Digests {
+        /// Segments of the image.
+        segments: usize,
+        /// Digests there are.
+        digested: usize,
+    },
+    /// A segment is not what its digest says.
+    Segment {
+        /// The address it is linked at.
+        start: u64,
+    },
 }
 
 impl fmt::Display for LoadError {
@@ -667,6 +701,15 @@ impl fmt::Display for LoadError {
                 f,
                 "an image of {span} bytes can't be loaded at {base:#x}: not page-aligned, or too \
                  high"
+            ),
+            Self::Digests { segments, digested } => write!(
+                f,
+                "the image has {segments} segments, and its manifest digests of {digested}"
+            ),
+            Self::Segment { start } => write!(
+                f,
+                "the segment at {start:#x} is not what the manifest says: the bundle was altered, \
+                 or memory is bad"
             ),
         }
     }

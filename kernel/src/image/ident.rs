@@ -10,10 +10,12 @@
 //! | 8 | 4 | flags: bit 0 = the app asks for a trial |
 //! | 12 | 32 | name, NUL-padded |
 //! | 44 | 32 | version, NUL-padded |
+//! | 76 | 32 | build id: SHA-256 of the ELF file with zeroes here |
 
 use core::fmt;
 
-use super::{ImageError, Reader, Writer};
+use super::digest::{BuildId, Digest};
+use super::{ImageError, Reader, Writer, ident_range};
 
 /// Bytes of a name or version field.
 pub(super) const LABEL_LEN: usize = 32;
@@ -89,6 +91,17 @@ label!(
     u8::is_ascii_graphic
 );
 
+impl Name {
+    /// Of an image that the build has not finished.
+    pub const UNNAMED: Self = Self(*b"unnamed\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+impl Version {
+    /// Of an image that the build has not finished.
+    pub const NONE: Self =
+        Self(*b"0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
 /// A range of handover ABI versions, both ends included; versions start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbiRange {
@@ -140,6 +153,8 @@ pub struct Ident {
     pub name: Name,
     /// Its version.
     pub version: Version,
+    /// Its build id.
+    pub build: BuildId,
 }
 
 impl Ident {
@@ -148,9 +163,10 @@ impl Ident {
     /// Type of the ELF note.
     pub const NOTE_TYPE: u32 = 1;
     /// Bytes in the note's descriptor.
-    pub const DESC_LEN: usize = 76;
+    pub const DESC_LEN: usize = 108;
     const FLAG_TRIAL: u32 = 1;
     const LABELS_AT: usize = 12;
+    const BUILD_AT: usize = 76;
 
     /// Reads the note's descriptor. Flags nobody knows are refused: what they ask for can't be
     /// given; one that may be ignored comes with a newer ABI version instead.
@@ -164,6 +180,7 @@ impl Ident {
         let flags = fields.u32().ok_or(short)?;
         let name = fields.array().ok_or(short)?;
         let version = fields.array().ok_or(short)?;
+        let build = BuildId(fields.array().ok_or(short)?);
         if flags & !Self::FLAG_TRIAL != 0 {
             return Err(ImageError::IdentFlags { flags });
         }
@@ -172,6 +189,7 @@ impl Ident {
             trial: flags & Self::FLAG_TRIAL != 0,
             name: Name::from_field(name).ok_or(ImageError::IdentName(name))?,
             version: Version::from_field(version).ok_or(ImageError::IdentVersion(version))?,
+            build,
         })
     }
 
@@ -184,6 +202,7 @@ impl Ident {
         fields.put(&u32::from(self.trial).to_le_bytes());
         fields.put(self.name.field());
         fields.put(self.version.field());
+        fields.put(&self.build.0);
         desc
     }
 
@@ -194,5 +213,25 @@ impl Ident {
             fields.put(name.field());
             fields.put(version.field());
         }
+    }
+
+    /// Writes the build id into an ELF file that is complete otherwise.
+    ///
+    /// # Errors
+    /// It has no identity note.
+    pub fn stamp_build(file: &mut [u8]) -> Result<BuildId, ImageError> {
+        let desc = ident_range(file)?;
+        let len = desc.len();
+        let start = desc.start.saturating_add(Self::BUILD_AT);
+        let field = |file: &mut [u8], id: &BuildId| {
+            let field = file.get_mut(start..desc.end)?.first_chunk_mut()?;
+            *field = id.0;
+            Some(())
+        };
+        let short = ImageError::IdentLength { len };
+        field(file, &BuildId::default()).ok_or(short)?;
+        let id = BuildId(Digest::of(&[file]).0);
+        field(file, &id).ok_or(short)?;
+        Ok(id)
     }
 }

@@ -16,7 +16,10 @@ use core::ops::Range;
 
 use elf::abi;
 
-use super::{AbiRange, BundleHeader, Ident, Name, VerifyError, Version, bundle, ident_range};
+use super::{
+    AbiRange, BuildId, BundleError, Ident, Manifest, Name, SigningKey, VerifyError, Version,
+    assemble, bundle, ident_range, padding,
+};
 
 /// What the test image is linked at.
 pub const LINK_BASE: u64 = 0x20_0000;
@@ -50,12 +53,15 @@ pub const RELR_RELOCATIONS: [(u64, u64); 3] = [
 /// A small image: code, read-only data, data with a zeroed part, thread-local storage.
 #[derive(Clone, Debug)]
 pub struct TestImage {
-    /// What it says of itself; `None` leaves name and version empty, as the linker does.
+    /// What it says of itself, with its build id unless there is one; `None` leaves name, version
+    /// and build id empty, as the linker does.
     pub ident: Option<Ident>,
     /// Has a RELR table too.
     pub relr: bool,
     /// Has sections, as the linker makes them: debug information, and this one as `.setup`.
     pub setup: Option<Vec<u8>>,
+    /// What section `.segue.trust` holds then.
+    pub trust: Vec<u8>,
 }
 
 /// Name `test`, version 1.0.0, ABI 1.
@@ -65,7 +71,14 @@ pub fn ident() -> Option<Ident> {
         trial: true,
         name: Name::new("test")?,
         version: Version::new("1.0.0")?,
+        build: BuildId::default(),
     })
+}
+
+/// A key that everybody has: number `n` of them.
+#[must_use]
+pub fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n; 32])
 }
 
 impl Default for TestImage {
@@ -74,6 +87,7 @@ impl Default for TestImage {
             ident: ident(),
             relr: true,
             setup: None,
+            trust: Vec::new(),
         }
     }
 }
@@ -158,45 +172,59 @@ impl TestImage {
         file.extend(rodata);
         file.extend(data);
         if let Some(setup) = &self.setup {
-            add_sections(&mut file, setup);
+            add_sections(&mut file, setup, &self.trust);
+        }
+        if self.ident.is_some_and(|i| i.build == BuildId::default()) {
+            // It has the note.
+            let _ = Ident::stamp_build(&mut file);
         }
         file
     }
 
-    /// A bundle of it.
+    /// A bundle of it; empty if it is no image.
     pub fn bundle(&self) -> Vec<u8> {
+        self.bundle_with(None, |_| ())
+    }
+
+    /// A bundle of it, signed, after a change of the manifest.
+    pub fn bundle_with(
+        &self,
+        key: Option<&SigningKey>,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Vec<u8> {
         let elf = self.build();
-        let header = self.ident.map(|ident| BundleHeader {
-            name: ident.name,
-            version: ident.version,
-            abi: ident.abi,
-            min_memory: SPAN,
-        });
-        header.map_or(Vec::new(), |header| bundle_of(&header, &elf))
+        let Ok(mut manifest) = Manifest::describe(&elf) else {
+            return Vec::new();
+        };
+        change(&mut manifest);
+        assemble(&manifest, &elf, key).unwrap_or_default()
     }
 }
 
-/// A bundle of any bytes.
-pub fn bundle_of(header: &BundleHeader, elf: &[u8]) -> Vec<u8> {
-    let mut bundle = header.encode(elf).to_vec();
-    bundle.extend_from_slice(elf);
-    bundle.extend_from_slice(BundleHeader::padding(elf));
-    bundle
-}
-
-/// Makes the digest of a changed bundle right.
+/// Makes the digests in a changed bundle right.
 pub fn reseal(bundle: &mut [u8]) {
     bundle::reseal(bundle);
 }
 
-/// Name of the innermost variant of an error, such as `Bundle::Digest`, `Image::Entry`, `Name`.
+/// Signs a changed bundle; one that is none is left as it is.
+pub fn sign(bundle: &mut [u8], key: &SigningKey) {
+    bundle::resign(bundle, key);
+}
+
+/// Name of the innermost variant of an error, such as `Bundle::Altered`, `Manifest::Name`,
+/// `Image::Entry`, `Name`.
 pub fn variant(error: &VerifyError) -> String {
     fn first_word(text: &str) -> &str {
         let end = text.find(|c: char| !c.is_alphanumeric());
         text.get(..end.unwrap_or(text.len())).unwrap_or_default()
     }
     match error {
+        VerifyError::Bundle(BundleError::Manifest(error)) => {
+            format!("Manifest::{}", first_word(&format!("{error:?}")))
+        }
         VerifyError::Bundle(error) => format!("Bundle::{}", first_word(&format!("{error:?}"))),
+        VerifyError::Refused(error) => format!("Refused::{}", first_word(&format!("{error:?}"))),
+        VerifyError::Load(error) => format!("Load::{}", first_word(&format!("{error:?}"))),
         VerifyError::Image(error) => format!("Image::{}", first_word(&format!("{error:?}"))),
         error => first_word(&format!("{error:?}")).into(),
     }
@@ -254,8 +282,13 @@ const fn sealed(
 const TOTAL_LEN: usize = 16;
 const IMAGE_OFFSET: usize = 24;
 const IMAGE_LEN: usize = 32;
-const NAME: usize = 56;
-const VERSION: usize = 88;
+const MANIFEST_LEN: usize = 40;
+const KEY_ID: usize = 48;
+const DIGEST: usize = 56;
+const SIGNATURE: usize = 128;
+const MANIFEST: usize = 192;
+/// Where the name is in it, behind its length.
+const NAME: usize = MANIFEST + 1;
 const E_ENTRY: usize = 24;
 const E_PHOFF: usize = 32;
 const E_PHENTSIZE: usize = 54;
@@ -287,17 +320,18 @@ pub static MUTATIONS: &[Mutation] = &[
     plain("cut before image length", "Bundle::Truncated", |b| {
         b.cut(32)
     }),
-    plain("cut before lowest ABI", "Bundle::Truncated", |b| b.cut(40)),
-    plain("cut before highest ABI", "Bundle::Truncated", |b| b.cut(44)),
-    plain("cut before memory", "Bundle::Truncated", |b| b.cut(48)),
-    plain("cut before name", "Bundle::Truncated", |b| b.cut(56)),
-    plain("cut before version", "Bundle::Truncated", |b| b.cut(88)),
-    plain("cut before reserved bytes", "Bundle::Truncated", |b| {
-        b.cut(120)
+    plain("cut before manifest length", "Bundle::Truncated", |b| {
+        b.cut(40)
     }),
-    plain("cut before digest", "Bundle::Truncated", |b| b.cut(224)),
-    plain("cut in the digest", "Bundle::Truncated", |b| b.cut(255)),
-    plain("cut after the header", "Bundle::Truncated", |b| b.cut(256)),
+    plain("cut before key id", "Bundle::Truncated", |b| b.cut(48)),
+    plain("cut before digest", "Bundle::Truncated", |b| b.cut(56)),
+    plain("cut before reserved bytes", "Bundle::Truncated", |b| {
+        b.cut(88)
+    }),
+    plain("cut before signature", "Bundle::Truncated", |b| b.cut(128)),
+    plain("cut in the signature", "Bundle::Truncated", |b| b.cut(191)),
+    plain("cut after the header", "Bundle::Truncated", |b| b.cut(192)),
+    plain("cut in the manifest", "Bundle::Truncated", |b| b.cut(200)),
     plain("cut in the image", "Bundle::Truncated", |b| {
         b.cut(b.0.len() / 2)
     }),
@@ -313,13 +347,21 @@ pub static MUTATIONS: &[Mutation] = &[
         b.0.drain(..b.image()?.start);
         Some(())
     }),
-    plain("a digest bit flipped", "Bundle::Digest", |b| b.flip(224)),
-    plain("a memory bit flipped", "Bundle::Digest", |b| b.flip(48)),
-    plain("an image bit flipped", "Bundle::Digest", |b| {
+    plain("a digest bit flipped", "Bundle::Altered", |b| {
+        b.flip(DIGEST)
+    }),
+    plain("a manifest bit flipped", "Bundle::Altered", |b| {
+        b.flip(MANIFEST)
+    }),
+    plain("an image bit flipped", "Bundle::Altered", |b| {
         b.flip(b.image()?.end - 1)
     }),
+    plain("key id and signature added", "Bundle::Altered", |b| {
+        b.put(KEY_ID, &[1; 8])?;
+        b.put(SIGNATURE, &[1; 64])
+    }),
     sealed("unknown format", "Bundle::FormatVersion", |b| {
-        b.put(8, &[2])
+        b.put(8, &[3])
     }),
     sealed("longer header", "Bundle::HeaderLength", |b| b.put(12, &[8])),
     sealed("odd total length", "Bundle::TotalLength", |b| {
@@ -331,61 +373,123 @@ pub static MUTATIONS: &[Mutation] = &[
     sealed("huge total length", "Bundle::Truncated", |b| {
         b.put_u64(TOTAL_LEN, u64::MAX - 7)
     }),
+    sealed("no manifest", "Bundle::ManifestLength", |b| {
+        b.put(MANIFEST_LEN, &[0; 4])
+    }),
+    sealed("huge manifest", "Bundle::ManifestLength", |b| {
+        b.put(MANIFEST_LEN, &[0xff; 4])
+    }),
+    sealed("manifest longer than it is", "Bundle::ImageRange", |b| {
+        b.put(MANIFEST_LEN, &1000_u32.to_le_bytes())
+    }),
     sealed("image inside the header", "Bundle::ImageRange", |b| {
-        b.put_u64(IMAGE_OFFSET, 248)
+        b.put_u64(IMAGE_OFFSET, 184)
     }),
     sealed("image at an odd offset", "Bundle::ImageRange", |b| {
-        b.put_u64(IMAGE_OFFSET, 257)
+        b.put_u64(IMAGE_OFFSET, b.u64(IMAGE_OFFSET)? + 1)
     }),
     sealed("image after the end", "Bundle::ImageRange", |b| {
         b.put_u64(IMAGE_OFFSET, b.0.len() as u64 + 8)
     }),
     sealed("image longer than the bundle", "Bundle::ImageRange", |b| {
-        b.put_u64(IMAGE_LEN, b.0.len() as u64 - 255)
+        b.put_u64(IMAGE_LEN, b.0.len() as u64 - 191)
     }),
     sealed("image length wraps", "Bundle::ImageRange", |b| {
         b.put_u64(IMAGE_LEN, u64::MAX - 8)
     }),
     sealed("reserved byte used", "Bundle::Reserved", |b| {
-        b.put(223, &[1])
+        b.put(SIGNATURE - 1, &[1])
     }),
-    sealed("no ABI version", "Bundle::Abi", |b| b.put_u64(40, 0)),
-    sealed("ABI range upside down", "Bundle::Abi", |b| {
-        b.put_u64(40, 0x1_0000_0002)
+    sealed("gap in the header used", "Bundle::Reserved", |b| {
+        b.put(44, &[1])
     }),
-    sealed("no name", "Bundle::Name", |b| b.put(NAME, &[0; 32])),
-    sealed("name in capitals", "Bundle::Name", |b| b.put(NAME, b"X")),
-    sealed("name not padded", "Bundle::Name", |b| {
-        b.put(NAME + 31, b"x")
+    sealed("key id without a signature", "Bundle::HalfSigned", |b| {
+        b.put(KEY_ID, &[1])
     }),
-    sealed("version with a blank", "Bundle::Version", |b| {
-        b.put(VERSION, b" ")
+    sealed("signature without a key id", "Bundle::HalfSigned", |b| {
+        b.put(SIGNATURE, &[1])
     }),
-    sealed("version not UTF-8", "Bundle::Version", |b| {
-        b.put(VERSION, &[0xff])
+    sealed("bytes before the image", "Bundle::Padding", |b| {
+        // One more byte that is skipped, if that is what it takes to have any.
+        b.edit_manifest(|manifest| {
+            if manifest.len().is_multiple_of(8) {
+                manifest.push(0);
+            }
+        })?;
+        b.put(b.image()?.start - 1, &[1])
+    }),
+    sealed("bytes behind the image", "Bundle::Padding", |b| {
+        b.edit_image(|image| {
+            if image.len().is_multiple_of(8) {
+                image.push(0);
+            }
+        })?;
+        b.put(b.0.len() - 1, &[1])
+    }),
+    sealed("manifest cut", "Manifest::Malformed", |b| {
+        b.edit_manifest(|manifest| manifest.truncate(manifest.len() - 1))
+    }),
+    sealed("manifest of ones", "Manifest::Malformed", |b| {
+        b.edit_manifest(|manifest| manifest.fill(0xff))
+    }),
+    sealed("no ABI version", "Manifest::Abi", |b| b.put(b.abi()?, &[0])),
+    sealed("ABI range upside down", "Manifest::Abi", |b| {
+        b.put(b.abi()?, &[0x7f])
+    }),
+    sealed("no name", "Manifest::Name", |b| {
+        b.edit_manifest(|manifest| {
+            let len = usize::from(manifest.remove(0));
+            manifest.drain(..len);
+            manifest.insert(0, 0);
+        })
+    }),
+    sealed("name in capitals", "Manifest::Name", |b| b.put(NAME, b"X")),
+    sealed("name too long", "Manifest::Name", |b| {
+        b.edit_manifest(|manifest| {
+            let len = usize::from(manifest.remove(0));
+            manifest.splice(..len, [b'a'; 33]);
+            manifest.insert(0, 33);
+        })
+    }),
+    sealed("version with a blank", "Manifest::Version", |b| {
+        b.put(b.version()?, b" ")
+    }),
+    sealed("version not UTF-8", "Manifest::Malformed", |b| {
+        b.put(b.version()?, &[0xff])
     }),
     sealed("name of another image", "Name", |b| b.put(NAME, b"0")),
     sealed("version of another image", "Version", |b| {
-        b.put(VERSION, b"!")
+        b.put(b.version()?, b"!")
     }),
     sealed("ABI of another image", "Abi", |b| {
-        b.put(44, &0x7fff_ffff_u32.to_le_bytes())
+        b.put(b.abi()? + 1, &[0x7f])
     }),
-    sealed("no image", "Image::Truncated", |b| b.put_u64(IMAGE_LEN, 0)),
+    sealed("build id of another image", "Build", |b| {
+        let desc = b.desc()?;
+        b.flip(desc + Ident::DESC_LEN - 1)
+    }),
+    sealed("a segment's digest missing", "Load::Digests", |b| {
+        b.change_manifest(|manifest| {
+            manifest.segments.pop();
+        })
+    }),
+    sealed("a digest too many", "Load::Digests", |b| {
+        b.change_manifest(|manifest| {
+            let _ = manifest.segments.try_push(manifest.image);
+        })
+    }),
+    sealed("no image", "Image::Truncated", |b| b.cut_image(0)),
     sealed("image cut in the ELF header", "Image::Truncated", |b| {
-        b.put_u64(IMAGE_LEN, 63)
+        b.cut_image(63)
     }),
     sealed(
         "image cut in program headers",
         "Image::ProgramHeaders",
-        |b| b.put_u64(IMAGE_LEN, 65),
+        |b| b.cut_image(65),
     ),
     sealed("image cut in its segments", "Image::SegmentFile", |b| {
         let last = b.last_load()?;
-        b.put_u64(
-            IMAGE_LEN,
-            b.u64(last + P_OFFSET)? + b.u64(last + P_FILESZ)? - 1,
-        )
+        b.cut_image((b.u64(last + P_OFFSET)? + b.u64(last + P_FILESZ)? - 1) as usize)
     }),
     sealed("not an ELF file", "Image::NotElf", |b| b.elf(0, b"MZ")),
     sealed("32-bit", "Image::Class", |b| b.elf(4, &[1])),
@@ -637,6 +741,62 @@ impl Edit<'_> {
         Some(start..start + self.u64(IMAGE_LEN)? as usize)
     }
 
+    /// Puts the bundle together anew, with its header's lengths right.
+    fn lay_out(&mut self, manifest: &[u8], image: &[u8]) -> Option<()> {
+        let header = self.0.get(..MANIFEST)?.to_vec();
+        let mut all = [&header, manifest, padding(manifest.len() as u64)].concat();
+        let offset = all.len() as u64;
+        all.extend_from_slice(image);
+        all.extend_from_slice(padding(image.len() as u64));
+        *self.0 = all;
+        self.put_u64(TOTAL_LEN, self.0.len() as u64)?;
+        self.put_u64(IMAGE_OFFSET, offset)?;
+        self.put_u64(IMAGE_LEN, image.len() as u64)?;
+        self.put(MANIFEST_LEN, &(manifest.len() as u32).to_le_bytes())
+    }
+
+    fn manifest(&self) -> Option<&[u8]> {
+        let len = u32::from_le_bytes(self.bytes(MANIFEST_LEN)?) as usize;
+        self.0.get(MANIFEST..MANIFEST + len)
+    }
+
+    fn edit_manifest(&mut self, edit: impl FnOnce(&mut Vec<u8>)) -> Option<()> {
+        let mut manifest = self.manifest()?.to_vec();
+        let image = self.0.get(self.image()?)?.to_vec();
+        edit(&mut manifest);
+        self.lay_out(&manifest, &image)
+    }
+
+    fn change_manifest(&mut self, change: impl FnOnce(&mut Manifest)) -> Option<()> {
+        let mut manifest = Manifest::decode(self.manifest()?).ok()?;
+        change(&mut manifest);
+        self.edit_manifest(|bytes| *bytes = manifest.encode().to_vec())
+    }
+
+    fn edit_image(&mut self, edit: impl FnOnce(&mut Vec<u8>)) -> Option<()> {
+        let manifest = self.manifest()?.to_vec();
+        let mut image = self.0.get(self.image()?)?.to_vec();
+        edit(&mut image);
+        self.lay_out(&manifest, &image)
+    }
+
+    fn cut_image(&mut self, len: usize) -> Option<()> {
+        self.edit_image(|image| image.truncate(len))
+    }
+
+    /// Where the version is, behind its length.
+    fn version(&self) -> Option<usize> {
+        let [name_len] = self.bytes(MANIFEST)?;
+        Some(NAME + usize::from(name_len) + 1)
+    }
+
+    /// Where the ABI range is: a byte for each end, as they are small.
+    fn abi(&self) -> Option<usize> {
+        let version = self.version()?;
+        let [len] = self.bytes(version - 1)?;
+        Some(version + usize::from(len))
+    }
+
     /// Writes a field of the ELF header.
     fn elf(&mut self, field: usize, bytes: &[u8]) -> Option<()> {
         self.put(self.image()?.start + field, bytes)
@@ -674,21 +834,20 @@ impl Edit<'_> {
         Some(self.u64(last + P_VADDR)? + self.u64(last + P_MEMSZ)?)
     }
 
-    /// Moves the program headers to the bundle's end and adds some.
+    /// Moves the program headers to the image's end and adds some.
     fn add_headers(&mut self, new: Vec<[u8; PROGRAM_HEADER_LEN]>) -> Option<()> {
-        let elf = self.image()?.start;
         let mut all = Vec::new();
         for at in self.headers()? {
             all.push(self.bytes(at)?);
         }
         all.extend(new);
-        let table = self.0.len();
-        all.iter().for_each(|header| self.0.extend(header));
-        let end = self.0.len();
-        self.elf(E_PHOFF, &((table - elf) as u64).to_le_bytes())?;
-        self.elf(E_PHNUM, &(all.len() as u16).to_le_bytes())?;
-        self.put_u64(IMAGE_LEN, (end - elf) as u64)?;
-        self.put_u64(TOTAL_LEN, end as u64)
+        let mut table = 0;
+        self.edit_image(|image| {
+            table = image.len();
+            all.iter().for_each(|header| image.extend(header));
+        })?;
+        self.elf(E_PHOFF, &(table as u64).to_le_bytes())?;
+        self.elf(E_PHNUM, &(all.len() as u16).to_le_bytes())
     }
 
     fn at_address(&self, address: u64) -> Option<usize> {
@@ -769,11 +928,17 @@ fn load_header(address: u64) -> [u8; PROGRAM_HEADER_LEN] {
     program_header(abi::PT_LOAD, 4, 0, address, [0, 0x1000], 0x1000)
 }
 
-/// Adds sections `.setup` and `.debug_info`, which are not part of the image in memory.
-fn add_sections(file: &mut Vec<u8>, setup: &[u8]) {
-    const NAMES: &[u8] = b"\0.setup\0.debug_info\0.shstrtab\0";
+/// Adds sections: `.setup` and `.debug_info`, which are not part of the image in memory, and
+/// `.segue.trust`, which is not here.
+fn add_sections(file: &mut Vec<u8>, setup: &[u8], trust: &[u8]) {
+    const NAMES: &[u8] = b"\0.setup\0.debug_info\0.shstrtab\0.segue.trust\0";
     let mut headers = Vec::from([0; 64]);
-    let sections = [(1, 1, setup), (8, 1, b"debug".as_slice()), (20, 3, NAMES)];
+    let sections = [
+        (1, 1, setup),
+        (8, 1, b"debug".as_slice()),
+        (20, 3, NAMES),
+        (30, 1, trust),
+    ];
     for (name, kind, bytes) in sections {
         let name_and_kind = name | kind << 32;
         let (at, len) = (file.len() as u64, bytes.len() as u64);
@@ -783,5 +948,5 @@ fn add_sections(file: &mut Vec<u8>, setup: &[u8]) {
     let table = (file.len() as u64).to_le_bytes();
     file.extend(headers);
     put(file, 40, &table);
-    put(file, 60, &[4, 0, 3, 0]);
+    put(file, 60, &[5, 0, 3, 0]);
 }

@@ -21,11 +21,20 @@ use super::*;
 #[test]
 fn good_bundle_is_accepted() {
     let bytes = TestImage::default().bundle();
-    let (bundle, image) = verify(&bytes).unwrap();
-    let ident = testing::ident().unwrap();
-    assert_eq!(bundle.header.name.as_str(), "test");
-    assert_eq!(bundle.header.version.to_string(), "1.0.0");
-    assert_eq!(bundle.header.min_memory, testing::SPAN);
+    let verified = verify(&bytes, &Policy::OPEN).unwrap();
+    let Verified {
+        manifest, image, ..
+    } = &verified;
+    let ident = Ident {
+        build: image.ident().build,
+        ..testing::ident().unwrap()
+    };
+    assert_eq!(verified.authority, Authority::Nobody);
+    assert_eq!(manifest.name.as_str(), "test");
+    assert_eq!(manifest.version.to_string(), "1.0.0");
+    assert_eq!(manifest.min_memory, testing::SPAN);
+    assert_eq!(manifest.build, ident.build);
+    assert_ne!(ident.build, BuildId::default());
     assert_eq!(*image.ident(), ident);
     assert_eq!(image.link_base(), testing::LINK_BASE);
     assert_eq!(image.span(), testing::SPAN);
@@ -60,7 +69,7 @@ fn each_mutation_has_its_error() {
         assert!(names.insert(mutation.name), "two called {}", mutation.name);
         let mut bytes = good.clone();
         mutation.apply(&mut bytes);
-        let found = match verify(&bytes) {
+        let found = match verify(&bytes, &Policy::OPEN) {
             Ok(_) => "accepted".into(),
             Err(error) => {
                 assert!(error.to_string().len() > 20, "{error:?}");
@@ -115,7 +124,7 @@ fn loads_anywhere() {
         let image = Image::parse(&elf).unwrap();
         for base in [testing::LINK_BASE, 0x7f00_0000_1000] {
             let mut memory = vec![0xaa; image.span() as usize];
-            image.load(base, &mut memory).unwrap();
+            image.load(base, &mut memory, &digests(&image)).unwrap();
             let word = |at: u64| {
                 let at = at as usize;
                 u64::from_le_bytes(memory[at..at + 8].try_into().unwrap())
@@ -138,37 +147,70 @@ fn loads_anywhere() {
     }
 }
 
+/// What a manifest has of an image's segments.
+fn digests(image: &Image<'_>) -> Vec<Digest> {
+    let files = image.segment_files();
+    files.map(|data| Digest::of(&[data])).collect()
+}
+
+#[test]
+fn load_refuses_wrong_segments() {
+    let elf = TestImage::default().build();
+    let image = Image::parse(&elf).unwrap();
+    let mut memory = vec![0; image.span() as usize];
+    let good = digests(&image);
+    let segments: Vec<_> = image.segments().collect();
+    for (n, segment) in segments.iter().enumerate() {
+        let mut bad = good.clone();
+        bad[n].0[31] ^= 1;
+        let start = testing::LINK_BASE + segment.offset;
+        let error = image.load(0, &mut memory, &bad).unwrap_err();
+        assert_eq!(error, LoadError::Segment { start });
+    }
+    for bad in [&good[..2], &[good.clone(), good.clone()].concat()] {
+        let error = LoadError::Digests {
+            segments: 3,
+            digested: bad.len(),
+        };
+        assert_eq!(image.load(0, &mut memory, bad), Err(error));
+    }
+    assert_eq!(image.load(0, &mut memory, &good), Ok(()));
+}
+
 #[test]
 fn load_refuses_wrong_memory() {
     let elf = TestImage::default().build();
     let image = Image::parse(&elf).unwrap();
     let span = image.span();
+    let digests = digests(&image);
     let mut memory = vec![0xaa; span as usize];
     let base = 0x1001;
     assert_eq!(
-        image.load(base, &mut memory),
+        image.load(base, &mut memory, &digests),
         Err(LoadError::Base { base, span })
     );
     let base = u64::MAX - 0xfff;
     assert_eq!(
-        image.load(base, &mut memory),
+        image.load(base, &mut memory, &digests),
         Err(LoadError::Base { base, span })
     );
     let len = memory.len() - 1;
     let error = LoadError::Length { len, span };
-    assert_eq!(image.load(0, &mut memory[..len]), Err(error));
+    assert_eq!(image.load(0, &mut memory[..len], &digests), Err(error));
     assert!(memory.iter().all(|&byte| byte == 0xaa));
 }
 
 #[test]
 fn bundles_stand_one_after_the_other() {
     let first = TestImage::default().bundle();
-    let mut second = first.clone();
-    second[56..60].copy_from_slice(b"next");
-    testing::reseal(&mut second);
+    let next = Name::new("next").unwrap();
+    let second = TestImage::default().bundle_with(None, |manifest| manifest.name = next);
 
     let mut ramdisk = [first.clone(), second, vec![0; 100]].concat();
-    let name = |bundle: Result<Bundle<'_>, BundleError>| bundle.unwrap().header.name.to_string();
+    let name = |bundle: Result<Bundle<'_>, BundleError>| {
+        let authentic = bundle.unwrap().authenticate(&TrustedKeys::NONE);
+        authentic.unwrap().manifest.name.to_string()
+    };
     assert_eq!(
         bundles(&ramdisk).map(name).collect::<Vec<_>>(),
         ["test", "next"]
@@ -176,10 +218,25 @@ fn bundles_stand_one_after_the_other() {
     assert!(Bundle::split_first(&[0; 9]).is_none());
     assert!(Bundle::split_first(&[]).is_none());
 
-    ramdisk[first.len() + 300] ^= 1;
-    let found: Vec<_> = bundles(&ramdisk).collect();
+    // The next one is found behind a damaged one, but not behind a damaged header.
+    let whole = |ramdisk: &[u8]| {
+        let all = bundles(ramdisk).map(|bundle| bundle?.verify(&Policy::OPEN).map(drop));
+        all.collect::<Vec<_>>()
+    };
+    ramdisk[300] ^= 1;
+    let found = whole(&ramdisk);
+    assert!(matches!(
+        found[0],
+        Err(VerifyError::Bundle(BundleError::Altered { .. }))
+    ));
+    assert!(matches!(found[1], Err(VerifyError::Name { .. })));
     assert_eq!(found.len(), 2);
-    assert!(matches!(found[1], Err(BundleError::Digest { .. })));
+    ramdisk[0] ^= 1;
+    let found = whole(&ramdisk);
+    assert!(matches!(
+        found[..],
+        [Err(VerifyError::Bundle(BundleError::Magic(_)))]
+    ));
 }
 
 #[test]
@@ -211,7 +268,7 @@ fn abi_ranges() {
 
 #[test]
 fn errors_speak_to_people() {
-    let error = verify(b"\x7fELF and more").unwrap_err();
+    let error = verify(b"\x7fELF and more", &Policy::OPEN).unwrap_err();
     let text = "not a Segue bundle: it begins with \"\\x7fELF and\" instead of \"SEGUEBDL\"";
     assert_eq!(error.to_string(), text);
     let error = VerifyError::Image(ImageError::IdentName(
@@ -234,7 +291,7 @@ fn load_between_guards(image: &Image<'_>) {
     let span = image.span() as usize;
     let mut memory = vec![0xaa; span + 2 * GUARD];
     image
-        .load(0x10_0000, &mut memory[GUARD..GUARD + span])
+        .load(0x10_0000, &mut memory[GUARD..GUARD + span], &digests(image))
         .unwrap();
     let (before, rest) = memory.split_at(GUARD);
     assert!(before.iter().chain(&rest[span..]).all(|&byte| byte == 0xaa));
@@ -248,7 +305,7 @@ proptest! {
         let mut bytes = TestImage::default().bundle();
         let bit = bit.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(verify(&bytes).is_err());
+        prop_assert!(verify(&bytes, &Policy::OPEN).is_err());
     }
 
     #[test]
@@ -258,7 +315,7 @@ proptest! {
             let len = bytes.len().min(good.len());
             bytes[..len].iter_mut().zip(&good).take(40).for_each(|(to, from)| *to = *from);
         }
-        prop_assert!(verify(&bytes).is_err());
+        prop_assert!(verify(&bytes, &Policy::OPEN).is_err());
         prop_assert!(Image::parse(&bytes).is_err());
         bundles(&bytes).for_each(drop);
     }
@@ -275,17 +332,104 @@ proptest! {
         ]), 0..3),
     ) {
         let mut bytes = TestImage::default().bundle();
+        let image = Bundle::parse(&bytes).unwrap().image().len();
+        let start = bytes.len() - image.next_multiple_of(8);
         for (at, bit) in flips {
-            let at = 256 + at.index(bytes.len() - 256);
-            bytes[at] ^= 1 << bit;
+            bytes[start + at.index(image)] ^= 1 << bit;
         }
         for (word, value) in words {
-            let at = 256 + 8 * word;
+            let at = start + 8 * word;
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         testing::reseal(&mut bytes);
-        if let Ok((_, image)) = verify(&bytes) {
-            load_between_guards(&image);
+        if let Ok(verified) = verify(&bytes, &Policy::OPEN) {
+            prop_assert_eq!(&digests(&verified.image)[..], &verified.manifest.segments[..]);
+            load_between_guards(&verified.image);
         }
+    }
+}
+
+mod own_file {
+    use crate::image::origin::{HEADERS_LEN, OriginError, file_len, keep, rebuild};
+    use crate::image::testing::TestImage;
+    use crate::image::{Image, PAGE_SIZE};
+    use proptest::prelude::*;
+
+    /// An image whose origin stands behind its data in the file, and the section.
+    fn image() -> (Vec<u8>, Vec<u8>) {
+        let file = TestImage {
+            relr: false,
+            ..TestImage::default()
+        };
+        let mut file = file.build();
+        let at = file.len();
+        let segments = crate::image::elf::headers(&file).unwrap().1;
+        let data = segments
+            .iter()
+            .find(|p| p.p_type == 1 && p.p_flags & 2 != 0);
+        let len = HEADERS_LEN + data.map_or(0, |p| p.p_filesz as usize);
+        file.resize(at + len, 0);
+        keep(&mut file, at..at + len).unwrap();
+        let origin = file.split_off(at);
+        (file, origin)
+    }
+
+    fn loaded(file: &[u8], base: u64) -> Vec<u8> {
+        let image = Image::parse(file).unwrap();
+        let mut memory = vec![0xee; image.span() as usize];
+        image
+            .load(base, &mut memory, &super::digests(&image))
+            .unwrap();
+        memory
+    }
+
+    proptest! {
+        /// Whatever has become of what is writable.
+        #[test]
+        fn comes_back_from_memory(page in 1u64..1 << 36, written: u8) {
+            let (file, origin) = image();
+            let mut memory = loaded(&file, page * PAGE_SIZE);
+            let image = Image::parse(&file).unwrap();
+            for segment in image.segments().filter(|s| s.perms.write) {
+                let start = segment.offset as usize;
+                memory[start..start + segment.mem_len as usize].fill(written);
+            }
+            let mut back = vec![0; file_len(&origin).unwrap()];
+            rebuild(&origin, &memory, &mut back).unwrap();
+            // The test file has more behind its segments than is in memory.
+            prop_assert_eq!(&back[..], &file[..back.len()]);
+        }
+
+        #[test]
+        fn no_origin_makes_it_panic(at: usize, byte: u8, cut: usize) {
+            let (file, mut origin) = image();
+            let memory = loaded(&file, 0x40_0000);
+            let at = at % origin.len();
+            origin[at] = byte;
+            origin.truncate(cut % (2 * origin.len()));
+            if let Ok(len) = file_len(&origin) {
+                let mut back = vec![0; len.min(1 << 20)];
+                let _ = rebuild(&origin, &memory, &mut back);
+            }
+        }
+    }
+
+    #[test]
+    fn a_section_of_another_size_is_refused() {
+        let (file, origin) = image();
+        let mut file = file;
+        let at = file.len();
+        file.resize(at + origin.len() + 8, 0);
+        assert_eq!(
+            keep(&mut file, at..at + origin.len() + 8),
+            Err(OriginError::Size {
+                have: origin.len() + 8,
+                need: origin.len()
+            })
+        );
+        assert!(matches!(
+            rebuild(&[], &[], &mut []),
+            Err(OriginError::Image(_))
+        ));
     }
 }

@@ -11,31 +11,32 @@ use crate::boot::{self, Machine};
 use crate::cpu::{Features, percpu, smp, tables};
 use crate::devices::control;
 use crate::entry;
-use crate::memory::addr::PAGE_SIZE;
-use crate::memory::paging::AddressSpace;
+use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, TablePool};
 use crate::memory::workspace::Workspace;
-use crate::memory::{Extent, ExtentSet, Gfn, PhysAddr, heap};
+use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE, PhysAddr, heap};
 use crate::replace::park::{self, Park, Phase};
-use crate::replace::record::{Kind, Record, RecordError};
-use crate::replace::trial;
+use crate::replace::placed::Place;
+use crate::replace::record::{Kind, MAX_KEPT, Record, RecordError};
+use crate::replace::region::MAX_REGIONS;
+use crate::replace::{fallback, state, trial};
 use crate::sync::Lock;
 use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::Ports;
 use crate::xen::hypercall::{self, Port};
-use crate::xen::xenstore::{self, SharedRing};
+use crate::xen::xenstore::{self, SharedRing, Torn};
 use crate::xen::{Committed, events, grant, shared_info};
-use arrayvec::ArrayVec;
-use core::sync::atomic::Ordering;
+use alloc::string::String;
+use arrayvec::{ArrayString, ArrayVec};
+use core::sync::atomic::{AtomicBool, Ordering};
 use hermit_sync::OnceCell;
 
 /// What the commit needs of the record.
 struct Pending {
-    kept: ExtentSet<32>,
+    kept: ExtentSet<MAX_KEPT>,
     handover: Extent,
-    hole: Option<Gfn>,
     console: Option<Console>,
     ports: Ports,
     workspace: Workspace,
@@ -43,19 +44,62 @@ struct Pending {
     pool_used: u64,
     watchdog: Option<u32>,
     devices: Devices,
+    /// The image before has crashed, and why.
+    crashed: Option<ArrayString<MAX_REASON>>,
+    /// A fault to run into.
+    #[cfg(feature = "fault-injection")]
+    fault_at: u64,
 }
 
+impl Pending {
+    /// Runs into a fault here, if this is the place.
+    fn stumble(&self, _here: Place) {
+        #[cfg(feature = "fault-injection")]
+        stumble(self.fault_at, _here);
+    }
+}
+
+#[cfg(feature = "fault-injection")]
+fn stumble(at: u64, here: Place) {
+    if at == here as u64 {
+        // SAFETY: an undefined instruction; the gates are somebody's at each of the places.
+        unsafe { core::arch::asm!("ud2") };
+    }
+}
+
+/// Longest reason of a crash, in bytes.
+const MAX_REASON: usize = 400;
+
 /// What the image before had of other domains: closed after the commit, then connected anew.
-struct Devices {
-    xenstore: Option<SharedRing>,
-    grant_table: ArrayVec<Gfn, { grant::MAX_FRAMES }>,
-    granted: ArrayVec<Extent, { grant::MAX_BLOCKS }>,
-    ports: ArrayVec<Port, { events::MAX_OPEN }>,
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    /// xenstore's ring.
+    pub xenstore: Option<SharedRing>,
+    /// What was under way there when the image before crashed.
+    pub torn: Option<Torn>,
+    /// The grant table's frames.
+    pub grant_table: ArrayVec<Gfn, { grant::MAX_FRAMES }>,
+    /// What may be granted.
+    pub granted: ArrayVec<Extent, { grant::MAX_BLOCKS }>,
+    /// Open ports.
+    pub ports: ArrayVec<Port, { events::MAX_OPEN }>,
+    /// The frame that shared_info was moved from, to be refilled.
+    pub hole: Option<Gfn>,
+}
+
+/// Of a committed image: what it has not adopted yet, for the way back if it crashes here.
+static LEFT: OnceCell<Devices> = OnceCell::new();
+/// All of it is adopted.
+static ADOPTED: AtomicBool = AtomicBool::new(false);
+
+/// What came with the record and is not this image's yet; `None` when all is. Takes no lock.
+pub(super) fn not_adopted() -> Option<&'static Devices> {
+    LEFT.get().filter(|_| !ADOPTED.load(Ordering::Acquire))
 }
 
 impl Devices {
     /// An image that knows of none says nothing of them.
-    fn parse(record: &Record<'_>) -> Result<Self, RecordError> {
+    fn parse(record: &Record<'_>, hole: Option<Gfn>) -> Result<Self, RecordError> {
         let xenstore = match record.array::<2>(Kind::Xenstore) {
             Ok([frame, port]) => Some(SharedRing {
                 gfn: gfn(Kind::Xenstore, frame)?,
@@ -63,11 +107,20 @@ impl Devices {
             }),
             Err(_) => None,
         };
+        let torn = match record.array::<2>(Kind::XenstoreTorn) {
+            Ok([request, reply]) => Some(Torn {
+                request: request as u32,
+                reply: reply as u32,
+            }),
+            Err(_) => None,
+        };
         let mut devices = Self {
             xenstore,
+            torn,
             grant_table: ArrayVec::new(),
             granted: ArrayVec::new(),
             ports: ArrayVec::new(),
+            hole,
         };
         for frame in record.words(Kind::GrantTable).into_iter().flatten() {
             let frame = gfn(Kind::GrantTable, frame)?;
@@ -94,9 +147,8 @@ static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
 pub(crate) extern "C" fn handover(record: u64) -> ! {
     let tsc = shared_info::rdtsc();
     smp::reset_registers();
-    // SAFETY: the image before mapped the record readable at this address, two frames at least.
+    // SAFETY: the image before mapped the record readable at this address.
     let parsed = unsafe { record_bytes(record) }
-        .ok_or(RecordError::Length)
         .and_then(Record::parse)
         .and_then(|r| take_over(&r));
     match parsed {
@@ -107,11 +159,44 @@ pub(crate) extern "C" fn handover(record: u64) -> ! {
 }
 
 /// # Safety
-/// Two frames are mapped readable at `addr`.
-unsafe fn record_bytes(addr: u64) -> Option<&'static [u8]> {
-    let ptr = PhysAddr::new(addr)?.as_ptr::<u8>();
-    // SAFETY: the caller's promise.
-    Some(unsafe { core::slice::from_raw_parts(ptr, 2 * PAGE_SIZE as usize) })
+/// The record is mapped readable at `addr`, a frame at least.
+unsafe fn record_bytes(addr: u64) -> Result<&'static [u8], RecordError> {
+    let addr = PhysAddr::new(addr).ok_or(RecordError::Length)?;
+    let ptr = addr.as_ptr::<u8>();
+    // SAFETY: the caller's promise: the record begins with its length, and all of it is mapped.
+    unsafe {
+        let start = core::slice::from_raw_parts(ptr, PAGE_SIZE as usize);
+        let len = Record::len_of(start)?;
+        Ok(core::slice::from_raw_parts(ptr, len))
+    }
+}
+
+/// The app's state. An image that knows of none says nothing of it.
+fn adopt_state<const N: usize>(record: &Record<'_>, ram: &ExtentSet<N>) -> Result<(), RecordError> {
+    let in_ram = |kind, start, end| {
+        extent(kind, start, end).and_then(|extent| {
+            let inside = ram.contains(extent).then_some(extent);
+            inside.ok_or(RecordError::Bad(kind))
+        })
+    };
+    let mut regions = ArrayVec::<Extent, MAX_REGIONS>::new();
+    let mut words = record.words(Kind::Regions).into_iter().flatten();
+    while let (Some(start), Some(end)) = (words.next(), words.next()) {
+        let fits = regions.try_push(in_ram(Kind::Regions, start, end)?);
+        fits.map_err(|_| RecordError::Bad(Kind::Regions))?;
+    }
+    let values = match record.array::<3>(Kind::Values) {
+        Ok([start, end, len]) => {
+            let extent = in_ram(Kind::Values, start, end)?;
+            if len > extent.bytes() {
+                return Err(RecordError::Bad(Kind::Values));
+            }
+            Some((extent, len as usize))
+        }
+        Err(_) => None,
+    };
+    state::adopt(regions, values);
+    Ok(())
 }
 
 fn gfn(kind: Kind, n: u64) -> Result<Gfn, RecordError> {
@@ -136,10 +221,9 @@ fn extents<const N: usize>(record: &Record<'_>, kind: Kind) -> Result<ExtentSet<
 /// heap. Touches no memory that isn't this image's.
 fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     #[cfg(feature = "fault-injection")]
-    if record.bytes(Kind::Test) == Ok(b"early-fault") {
-        // SAFETY: an undefined instruction; the park pages have the gate.
-        unsafe { core::arch::asm!("ud2") };
-    }
+    let fault_at = record.array::<1>(Kind::Test).map_or(0, |[at]| at);
+    #[cfg(feature = "fault-injection")]
+    stumble(fault_at, Place::Early);
     let [block, block_end, sipi, version] = record.array(Kind::Park)?;
     if version != u64::from(park::VERSION) {
         return Err(RecordError::Bad(Kind::Park));
@@ -222,6 +306,17 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         }),
         Err(_) => None,
     };
+    adopt_state(record, &ram)?;
+    fallback::adopt(record)?;
+    let crashed = record.bytes(Kind::Crashed).ok().map(|reason| {
+        let mut text = ArrayString::new();
+        for c in String::from_utf8_lossy(reason).chars() {
+            if text.try_push(c).is_err() {
+                break;
+            }
+        }
+        text
+    });
     let [generation] = record.array(Kind::Generation)?;
     let [rsdp] = record.array(Kind::Rsdp)?;
     let [start, end] = record.array(Kind::Handover)?;
@@ -229,14 +324,19 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     *PENDING.lock() = Some(Pending {
         kept: extents(record, Kind::Kept)?,
         handover,
-        hole: gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
         console,
         ports,
         workspace,
         root: gfn(Kind::Tables, root)?.addr(),
         pool_used,
         watchdog: record.array::<1>(Kind::Watchdog).ok().map(|[id]| id as u32),
-        devices: Devices::parse(record)?,
+        devices: Devices::parse(
+            record,
+            gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
+        )?,
+        crashed,
+        #[cfg(feature = "fault-injection")]
+        fault_at,
     });
     boot::set_machine(Machine {
         entry: EntryKind::Handover,
@@ -265,7 +365,7 @@ fn stamp(park: &Park, phase: Phase) {
 /// Step 8, **commit**. Before: this image runs on trial. After: the domain is this image's, with
 /// all vCPUs; the old image's frames are free. Returns at once when there is nothing to commit.
 pub fn commit() {
-    let (Some(park), Some(p)) = (park::get(), PENDING.lock().take()) else {
+    let (Some(park), Some(mut p)) = (park::get(), PENDING.lock().take()) else {
         return;
     };
     stamp(park, Phase::Restore);
@@ -274,20 +374,11 @@ pub fn commit() {
     unsafe {
         core::arch::asm!("mov cr3, {}", in(reg) p.root.as_u64(), options(nostack));
     }
-    // SAFETY: the control page is mapped now.
-    let Some(token) = (unsafe { park.decide_commit() }) else {
-        // The time was over first: the old image takes this vCPU back any moment.
-        loop {
-            core::hint::spin_loop();
-        }
-    };
+    // What is only this image's own comes before the verdict: if it fails, the old image is there.
     let cpu = percpu::this();
     let machine = boot::machine();
-    if let Some(stacks) = vm::fault_stacks(&p.workspace, cpu.vcpu()) {
-        // SAFETY: interrupts are off; the stacks are this vCPU's, which runs on the main stack.
-        unsafe { tables::load(cpu, stacks) };
-    }
     let (workspace, root) = (p.workspace, p.root.as_u64());
+    let vcpus = workspace.vcpus();
     smp::set_shared(smp::Shared {
         workspace,
         root,
@@ -295,18 +386,39 @@ pub fn commit() {
     });
     cpu.adopt_apic_id(apic_id(cpu.vcpu()));
     p.ports.adopt_on(cpu);
-    let vcpus = p.workspace.vcpus();
-    boot::set_ports(p.ports);
-    stamp(park, Phase::Commit);
-
-    // SAFETY: the verdict is ours; the tables map the entry, and each vCPU has its own stack.
-    unsafe {
-        park.release_others(token, root, smp::released, |v| {
-            Some(workspace.vcpu(v)?.stack.end_addr())
-        });
+    boot::set_ports(p.ports.clone());
+    let devices = LEFT.get_or_init(|| core::mem::take(&mut p.devices));
+    p.stumble(Place::Commit);
+    // SAFETY: the control page is mapped now.
+    let Some(token) = (unsafe { park.decide_commit() }) else {
+        // The time was over first: the old image takes this vCPU back any moment.
+        loop {
+            core::hint::spin_loop();
+        }
+    };
+    if let Some(stacks) = vm::fault_stacks(&workspace, cpu.vcpu()) {
+        // SAFETY: interrupts are off; the stacks are this vCPU's, which runs on the main stack.
+        unsafe { tables::load(cpu, stacks) };
     }
-    while smp::online() < vcpus {
-        core::hint::spin_loop();
+    // From here on a crash goes the way back.
+    if let Some(console) = p.console {
+        // SAFETY: the record says so; the tables map it.
+        unsafe { console::set(console) };
+    }
+    stamp(park, Phase::Commit);
+    p.stumble(Place::Committed);
+    if p.crashed.is_some() {
+        start_others(token, park, vcpus);
+    } else {
+        // SAFETY: the verdict is ours; the tables map the entry, and each vCPU has its own stack.
+        unsafe {
+            park.release_others(token, root, smp::released, |v| {
+                Some(workspace.vcpu(v)?.stack.end_addr())
+            });
+        }
+        while smp::online() < vcpus {
+            core::hint::spin_loop();
+        }
     }
     stamp(park, Phase::Adopt);
     let after = cpu.counters();
@@ -315,6 +427,8 @@ pub fn commit() {
         let _ = hypercall::watchdog(token, id, 0);
     }
 
+    // Before those are freed that nobody has taken.
+    let came = (state::all_regions().len(), state::torn_regions());
     // SAFETY: all vCPUs run this image on its own tables: the old image's frames are nobody's. The
     // record listed all that is in use; the pool's tables are where the record says.
     unsafe {
@@ -322,27 +436,53 @@ pub fn commit() {
         let space = AddressSpace::from_root(p.root.gfn());
         vm::init(&machine.ram, &p.kept, space, pool, workspace);
         vm::free_frames(p.handover);
-        if let Some(console) = p.console {
-            console::set(console);
+        state::committed(boot::wants_trial());
+        // Only after a crash can there be one that these tables have not been made for.
+        for frame in &devices.grant_table {
+            let _ = vm::map(frame.extent(), Perms::Write);
         }
-        grant::adopt(&p.devices.grant_table, &p.devices.granted);
-        for port in &p.devices.ports {
+        grant::adopt(&devices.grant_table, &devices.granted);
+        for port in &devices.ports {
             events::close(token, *port);
         }
-        if let Some(ring) = p.devices.xenstore {
-            xenstore::adopt(token, ring, machine.generation);
+        if let Some(ring) = devices.xenstore {
+            xenstore::adopt(token, ring, machine.generation, devices.torn);
         }
     }
-    report(token, park, p.hole, after);
-    x86_64::instructions::interrupts::enable();
-    control::start(token);
-}
-
-/// Refills the hole and prints what happened, the trial's own lines first.
-fn report(token: Committed, park: &Park, hole: Option<Gfn>, after: percpu::Counters) {
-    if let Some(gfn) = hole {
+    if let Some(gfn) = devices.hole {
         boot::refill_hole(token, gfn);
     }
+    ADOPTED.store(true, Ordering::Release);
+    p.stumble(Place::Adopted);
+    report(park, after, p.crashed.as_deref(), came);
+    fallback::begin();
+    x86_64::instructions::interrupts::enable();
+    control::start(token);
+    if fallback::probation().is_some() {
+        entry::segue_runtime_probation();
+    }
+}
+
+/// After a crash the other vCPUs are not parked but reset.
+fn start_others(token: Committed, park: &Park, vcpus: u32) {
+    let ids: ArrayVec<u32, { percpu::MAX }> =
+        (0..vcpus).filter_map(apic_id).take(percpu::MAX).collect();
+    // SAFETY: the frame was kept for this, below 1 MiB and mapped writable; workspace and shared
+    // data are set.
+    if let Err(error) = unsafe { smp::start_others(token, park.sipi(), &ids) } {
+        console::emergency_println!("segue: vCPU {} did not start", error.vcpu);
+        crate::end::end(hypercall::ShutdownReason::Crash);
+    }
+}
+
+/// Prints what happened, the trial's own lines first. `came`: how many regions the record had, and
+/// how many of them were not consistent.
+fn report(
+    park: &Park,
+    after: percpu::Counters,
+    crashed: Option<&str>,
+    (came, torn): (usize, usize),
+) {
     if !park.text().is_empty() {
         console::write(park.text());
     }
@@ -352,7 +492,7 @@ fn report(token: Committed, park: &Park, hole: Option<Gfn>, after: percpu::Count
     let us = |from: Phase, to: Phase| time(to).saturating_sub(time(from)) / 1000;
     let count = |i: usize| baton.counters[i].load(Ordering::Relaxed);
     println!(
-        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} image={}",
+        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} image={}",
         machine.generation - 1,
         machine.generation,
         us(Phase::Begin, Phase::Adopt),
@@ -367,8 +507,22 @@ fn report(token: Committed, park: &Park, hole: Option<Gfn>, after: percpu::Count
         count(0) + after.hypercalls,
         count(1) + after.exits,
         smp::online(),
+        us(Phase::Call, Phase::Begin),
         ImageName,
     );
+    if let Some(reason) = crashed {
+        // One that is not consistent can't be taken.
+        let kept = state::all_regions().len() - state::torn_regions();
+        println!(
+            "segue: fallback from={} to={} image={} reason=\"{}\" kept_regions={kept} torn_regions={torn} \
+             unknown_regions={} devices=anew lost=values,connections",
+            machine.generation - 1,
+            machine.generation,
+            ImageName,
+            console::Escaped(&reason),
+            came - torn - kept,
+        );
+    }
     println!("segue: commit generation={}", machine.generation);
     println!(
         "segue: boot generation={} entry={} vcpus={} memory_mib={} xen={}.{} image={}",
@@ -380,6 +534,7 @@ fn report(token: Committed, park: &Park, hole: Option<Gfn>, after: percpu::Count
         machine.xen.1,
         ImageName,
     );
+    boot::report_trust();
 }
 
 /// Whether this image is on trial.

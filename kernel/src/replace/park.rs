@@ -18,6 +18,7 @@ use crate::cpu::{apic, smp, tables};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
 use crate::memory::vm::TablePool;
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
+use crate::replace::protocol::{self, place, release, taken, verdict};
 use crate::xen::Committed;
 use crate::xen::console::emergency_println;
 use crate::xen::hypercall::{self, Port, ShutdownReason};
@@ -50,47 +51,16 @@ const SEL_TSS: u16 = 0x18;
 const STACK_BYTES: u64 = 256;
 const SLOT_SHIFT: u32 = 6;
 
-/// How the trial stands. Whoever changes it from `PENDING` decides.
-pub mod verdict {
-    /// The trial runs.
-    pub const PENDING: u32 = 0;
-    /// The new image has the domain.
-    pub const COMMITTED: u32 = 1;
-    /// The trial ran into a gate.
-    pub const FAULT: u32 = 2;
-    /// The watcher ended it.
-    pub const HUNG: u32 = 3;
-}
-
-/// Who takes the trial's vCPU back from a hang.
-mod taken {
-    /// Nobody yet.
-    pub const OPEN: u32 = 0;
-    /// The vCPU is ours.
-    pub const OURS: u32 = 1;
-    /// The watcher sends an INIT.
-    pub const INIT: u32 = 2;
-}
-
-/// What a parked vCPU is told.
-pub mod release {
-    /// Wait.
-    pub const HOLD: u32 = 0;
-    /// Go on in the old image.
-    pub const RESUME: u32 = 1;
-    /// Go to the new image.
-    pub const COMMIT: u32 = 2;
-}
-
-/// [`Slot::state`] of a vCPU that is parked.
-const STATE_PARKED: u32 = 1;
-/// [`Slot::state`] of a vCPU that looks whether it is to park. 0 is a vCPU that is elsewhere.
-const STATE_ENTERING: u32 = 2;
-
 /// Bits of [`Control::test`]: faults that tests inject into the take-back.
 pub mod test {
     /// The watcher does not send the NMI, so that INIT has to do it.
     pub const NO_NMI: u32 = 1;
+
+    /// This vCPU does not park.
+    #[must_use]
+    pub const fn deaf(vcpu: u32) -> u32 {
+        (vcpu + 1) << 8
+    }
 }
 
 /// `sched_poll` (public/sched.h).
@@ -166,7 +136,7 @@ const _: () = assert!(size_of::<Control>() as u64 <= PAGE_SIZE);
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SEGUEPRK");
 /// Version of the park pages' layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the park code needs on page tables that don't map the control page.
 #[repr(C)]
@@ -192,7 +162,7 @@ core::arch::global_asm!(include_str!("park.S"), options(att_syntax),
     sel_tss = const SEL_TSS,
     slot_shift = const SLOT_SHIFT,
     x2apic_icr = const apic::X2APIC_ICR,
-    state_parked = const STATE_PARKED,
+    state_parked = const place::PARKED,
     verdict_pending = const verdict::PENDING,
     verdict_fault = const verdict::FAULT,
     verdict_hung = const verdict::HUNG,
@@ -271,6 +241,19 @@ pub struct Baton {
 
 const _: () = assert!(size_of::<Baton>() as u64 <= BATON_FRAMES * PAGE_SIZE);
 
+impl Baton {
+    /// A switch without a quiesce begins, at `now` (system time, in ns).
+    pub fn begin_alone(&self, now: u64, last_told: u64) {
+        for phase in [Phase::Call, Phase::Begin, Phase::Quiesce, Phase::Relocate] {
+            self.times[phase as usize].store(now, Ordering::Relaxed);
+        }
+        for counter in &self.counters {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.clock.store(last_told, Ordering::Relaxed);
+    }
+}
+
 /// The blackout's parts, in order; each named by what has just ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
@@ -291,11 +274,13 @@ pub enum Phase {
     Commit,
     /// Devices and vCPUs are taken over: the blackout ends.
     Adopt,
+    /// Before all of them: somebody has asked for the switch.
+    Call,
 }
 
 impl Phase {
     /// Number of phases.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// The block.
@@ -423,7 +408,7 @@ impl Park {
         // SAFETY: the control page is mapped; states are atomics.
         let busy = unsafe { &(*self.control_ptr()).slots }
             .iter()
-            .any(|s| s.state.load(Ordering::Acquire) != 0);
+            .any(|s| !protocol::is_elsewhere(&s.state));
         if busy {
             return Err(ArmError::Busy);
         }
@@ -553,16 +538,39 @@ impl Park {
         }
     }
 
+    /// Gets the park pages, armed once before, ready for an image that is started after a crash: the
+    /// other vCPUs are reset, and `vcpu` is the calling one. Allocates nothing and takes no lock.
+    pub fn rearm_alone(&self, token: Committed, vcpu: u32) {
+        let c = self.control(token);
+        c.verdict.store(verdict::PENDING, Ordering::SeqCst);
+        c.taken.store(taken::OPEN, Ordering::SeqCst);
+        c.release.store(release::RESUME, Ordering::SeqCst);
+        for slot in &c.slots {
+            protocol::leave(&slot.state);
+        }
+        let control = self.control_ptr();
+        // SAFETY: mapped writable; nobody else runs who could look at it.
+        unsafe {
+            (*control).trial_vcpu = vcpu;
+            (*control).watcher = 0;
+            (*control).test = 0;
+        }
+        let baton = self.baton_ptr();
+        // SAFETY: as above.
+        unsafe {
+            (*baton).reason_len.store(0, Ordering::Relaxed);
+            (*baton).text_len.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// From now on a park interrupt parks: called right before it is sent.
     pub fn hold(&self, token: Committed) {
-        self.control(token)
-            .release
-            .store(release::HOLD, Ordering::SeqCst);
+        protocol::hold(&self.control(token).release);
     }
 
     /// Number of vCPUs that are parked now.
     pub fn parked(&self, token: Committed) -> u32 {
-        let parked = |s: &&Slot| s.state.load(Ordering::Acquire) == STATE_PARKED;
+        let parked = |s: &&Slot| protocol::is_parked(&s.state);
         self.control(token).slots.iter().filter(parked).count() as u32
     }
 
@@ -571,14 +579,14 @@ impl Park {
         (0u32..)
             .zip(&self.control(token).slots)
             .take(vcpus as usize)
-            .find(|(v, s)| *v != but && s.state.load(Ordering::Acquire) != STATE_PARKED)
+            .find(|(v, s)| *v != but && !protocol::is_parked(&s.state))
             .map(|(v, _)| v)
     }
 
     /// Lets the parked vCPUs go on in the image that parked them, and waits until they have left.
     pub fn resume_others(&self, token: Committed) {
         let control = self.control(token);
-        control.release.store(release::RESUME, Ordering::SeqCst);
+        protocol::send_on(&control.release, release::RESUME);
         // Also when none seems parked: one may just be about to sleep.
         if control.vcpus > 1 {
             let _ = hypercall::send(token, Port(control.poll_port));
@@ -607,7 +615,7 @@ impl Park {
                 if let Some(top) = stack(vcpu) {
                     slot.new_stack = top - 8; // as after a call
                 }
-                slot.state.store(0, Ordering::Relaxed);
+                protocol::forget(&slot.state);
             }
             (*control).new_cr3.store(root, Ordering::Relaxed);
             (*control)
@@ -615,7 +623,7 @@ impl Park {
                 .store(entry as usize as u64, Ordering::Relaxed);
         }
         let control = self.control(token);
-        control.release.store(release::COMMIT, Ordering::SeqCst);
+        protocol::send_on(&control.release, release::COMMIT);
         if control.vcpus > 1
             && let Err(e) = hypercall::send(token, Port(control.poll_port))
         {
@@ -634,14 +642,10 @@ impl Park {
     /// tables.
     #[must_use]
     pub unsafe fn decide_commit(&self) -> Option<Committed> {
-        use Ordering::SeqCst;
         // SAFETY: the caller's promise; the verdict is atomic.
         let verdict = unsafe { &(*self.control_ptr()).verdict };
-        verdict
-            .compare_exchange(verdict::PENDING, verdict::COMMITTED, SeqCst, SeqCst)
-            .ok()
-            // SAFETY: the verdict says so, and nobody changes it again.
-            .map(|_| unsafe { Committed::declare() })
+        // SAFETY: the verdict says so, and nobody changes it again.
+        protocol::decide(verdict, verdict::COMMITTED).then(|| unsafe { Committed::declare() })
     }
 
     /// Runs a trial on the calling vCPU: returns only when it has ended without a commit.
@@ -816,12 +820,15 @@ pub(crate) extern "C" fn park_interrupt() {
     };
     let control = park.control(token);
     let cpu = percpu::this();
+    #[cfg(feature = "fault-injection")]
+    if control.test & !0xff == test::deaf(cpu.vcpu()) {
+        return apic::eoi(token);
+    }
     // While a vCPU is between 0 and 0 here nobody rewrites the park pages (`arm`).
     let Some(slot) = control.slots.get(cpu.vcpu() as usize) else {
         return;
     };
-    slot.state.store(STATE_ENTERING, Ordering::SeqCst);
-    if control.magic == MAGIC && control.release.load(Ordering::SeqCst) == release::HOLD {
+    if protocol::enter(&slot.state, &control.release) && control.magic == MAGIC {
         // The code page was writable while it was filled; a stale entry would forbid to run it.
         x86_64::instructions::tlb::flush(VirtAddr::new(park.entry(ENTRY_PARK)));
         let ptr = park.control_ptr();
@@ -838,6 +845,6 @@ pub(crate) extern "C" fn park_interrupt() {
             cpu.next_turn();
         }
     }
-    slot.state.store(0, Ordering::Release);
+    protocol::leave(&slot.state);
     apic::eoi(token);
 }

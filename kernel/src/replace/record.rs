@@ -6,7 +6,9 @@
 //! ```
 //! Little-endian. A reader skips kinds it does not know; a kind it needs and does not find is an
 //! error. Plain code over bytes: the host tests it. The digest is against damage, not against
-//! malice: who can write the record can do anything; and it is computed in the blackout.
+//! malice: who can write the record can do anything; and it is computed in the blackout. So the
+//! record is small whatever the app hands over: it only says where named values (`values.rs`, with
+//! digests of their own) and preserved regions (`region.rs`) are.
 
 use crc::{CRC_64_XZ, Crc};
 
@@ -14,7 +16,12 @@ const MAGIC: [u8; 8] = *b"SEGUEREC";
 /// Version of the layout; entries may be added without a new one.
 pub const VERSION: u32 = 1;
 const HEADER: usize = 24;
-static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
+/// Longest record, in bytes.
+pub const MAX_LEN: usize = 16 << 20;
+/// Extents in the map of what is kept.
+pub const MAX_KEPT: usize = 64;
+/// Of all that is handed over.
+pub(super) static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
 /// What an entry is about. Numbers are never used again for something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +70,26 @@ pub enum Kind {
     Xenstore = 21,
     /// Words: ports of devices, to be closed after the commit.
     DevicePorts = 22,
-    /// Bytes: a fault to inject; only test builds write it or look at it.
+    /// Words: start and end frame of the block of named values, its length in bytes.
+    Values = 23,
+    /// Words: start and end frame of each preserved region.
+    Regions = 24,
+    /// Words: the schema of named values, set by the app. In their block only.
+    Schema = 25,
+    /// Bytes: a named value's offset, length and digest, then its name. In their block only.
+    Value = 26,
+    /// Words: where the way back stands (`placed.rs`).
+    Fallback = 27,
+    /// Words: how long the way back is kept, in ns; whether the new image has to be confirmed.
+    Probation = 28,
+    /// Bytes: the command line of the way back.
+    FallbackCommandLine = 29,
+    /// Bytes: the image before has crashed, and why.
+    Crashed = 30,
+    /// Words, after a crash: bytes that are missing of the request that was being sent to xenstore,
+    /// and of the reply that was being read.
+    XenstoreTorn = 31,
+    /// Words: where to run into a fault; only test builds write it or look at it.
     Test = 17,
 }
 
@@ -128,6 +154,16 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// A record of these very bytes, whatever they are; gives its length.
+    ///
+    /// # Errors
+    /// No room.
+    #[cfg(feature = "fuzzing")]
+    pub fn raw(mut self, entries: &[u8]) -> Result<usize, NoRoom> {
+        self.put(entries)?;
+        self.finish()
+    }
+
     /// Adds an entry of bytes.
     ///
     /// # Errors
@@ -157,18 +193,18 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes the header.
+    /// Writes the header; gives the record's length.
     ///
     /// # Errors
     /// No room.
-    pub fn finish(self) -> Result<(), NoRoom> {
+    pub fn finish(self) -> Result<usize, NoRoom> {
         let len = u32::try_from(self.len).map_err(|_| NoRoom)?;
         let digest = DIGEST.checksum(self.bytes.get(HEADER..self.len).ok_or(NoRoom)?);
         self.bytes[..8].copy_from_slice(&MAGIC);
         self.bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         self.bytes[12..16].copy_from_slice(&len.to_le_bytes());
         self.bytes[16..24].copy_from_slice(&digest.to_le_bytes());
-        Ok(())
+        Ok(self.len)
     }
 }
 
@@ -178,7 +214,41 @@ pub struct Record<'a> {
     entries: &'a [u8],
 }
 
+/// What a record takes with these payloads, in bytes.
+#[must_use]
+pub fn len_with(payloads: impl Iterator<Item = usize>) -> usize {
+    payloads.fold(HEADER, |sum, len| {
+        sum.saturating_add(8)
+            .saturating_add(len.checked_next_multiple_of(8).unwrap_or(usize::MAX))
+    })
+}
+
 impl<'a> Record<'a> {
+    /// How long the record is that begins so, in bytes.
+    ///
+    /// # Errors
+    /// There is no such record.
+    pub fn len_of(start: &[u8]) -> Result<usize, RecordError> {
+        let header = start.first_chunk::<HEADER>().ok_or(RecordError::Length)?;
+        if header[..8] != MAGIC {
+            return Err(RecordError::BadMagic);
+        }
+        let [.., a, b, c, d, _, _, _, _, _, _, _, _] = *header;
+        let len = u32::from_le_bytes([a, b, c, d]) as usize;
+        if (HEADER..=MAX_LEN).contains(&len) {
+            Ok(len)
+        } else {
+            Err(RecordError::Length)
+        }
+    }
+
+    /// Its length, in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "it has a header")]
+    pub const fn len(&self) -> usize {
+        HEADER + self.entries.len()
+    }
+
     /// Checks header and digest.
     ///
     /// # Errors
@@ -208,16 +278,24 @@ impl<'a> Record<'a> {
     /// # Errors
     /// There is none.
     pub fn bytes(&self, kind: Kind) -> Result<&'a [u8], RecordError> {
+        self.all(kind).next().ok_or(RecordError::Missing(kind))
+    }
+
+    /// The payloads of all entries of a kind, in order.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = self.entries;
-        while let Some((head, tail)) = rest.split_first_chunk::<8>() {
-            let [k0, k1, k2, k3, l0, l1, l2, l3] = *head;
-            let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-            if u32::from_le_bytes([k0, k1, k2, k3]) == kind as u32 {
-                return tail.get(..len).ok_or(RecordError::Missing(kind));
+        core::iter::from_fn(move || {
+            loop {
+                let (head, tail) = rest.split_first_chunk::<8>()?;
+                let [k0, k1, k2, k3, l0, l1, l2, l3] = *head;
+                let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+                let payload = tail.get(..len);
+                rest = tail.get(len.next_multiple_of(8)..).unwrap_or_default();
+                if u32::from_le_bytes([k0, k1, k2, k3]) == kind as u32 {
+                    return payload;
+                }
             }
-            rest = tail.get(len.next_multiple_of(8)..).unwrap_or_default();
-        }
-        Err(RecordError::Missing(kind))
+        })
     }
 
     /// The words of an entry.
@@ -275,6 +353,26 @@ mod tests {
         assert_eq!(r.bytes(Kind::Park), Err(RecordError::Missing(Kind::Park)));
     }
 
+    /// An entry of a kind that no reader knows, written before the others and between them.
+    #[test]
+    fn unknown_entries_are_skipped() {
+        let mut bytes = vec![0; 512];
+        let mut w = Writer::new(&mut bytes);
+        for (n, word) in [7u64, 8].into_iter().enumerate() {
+            let at = w.len;
+            w.bytes(Kind::Test, b"of another time").unwrap();
+            w.bytes[at..at + 4].copy_from_slice(&(9000 + n as u32).to_le_bytes());
+            w.words(Kind::Generation, [word].into_iter()).unwrap();
+        }
+        let len = w.finish().unwrap();
+        let r = Record::parse(&bytes).unwrap();
+        assert_eq!((len, r.len()), (Record::len_of(&bytes).unwrap(), len));
+        assert_eq!(len, len_with([15, 8, 15, 8].into_iter()));
+        assert_eq!(r.array::<1>(Kind::Generation).unwrap(), [7]);
+        assert_eq!(r.all(Kind::Generation).count(), 2);
+        assert_eq!(r.bytes(Kind::Test), Err(RecordError::Missing(Kind::Test)));
+    }
+
     #[test]
     fn a_full_record_is_an_error() {
         let mut bytes = [0; 60];
@@ -302,7 +400,7 @@ mod tests {
             w.finish().unwrap();
             let r = Record::parse(&bytes).unwrap();
             for kind in [Kind::Generation, Kind::Ram, Kind::CommandLine, Kind::Modules] {
-                let _ = (r.bytes(kind), r.array::<3>(kind));
+                let _ = (r.bytes(kind), r.array::<3>(kind), r.all(kind).count());
             }
         }
     }

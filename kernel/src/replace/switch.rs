@@ -1,31 +1,32 @@
 //! The old image's side of the switch, step by step.
 
-use crate::boot::{self, Module};
+use crate::boot;
+use crate::boot::cmdline::CommandLine;
 use crate::cpu::percpu;
 use crate::cpu::{apic, smp};
 use crate::devices::{Frozen, control};
-use crate::image::{Image, VerifyError, verify};
-use crate::memory::paging::{AddressSpace, NoTableFrame, Perms};
-use crate::memory::vm::{self, Surroundings, TablePool};
-use crate::memory::workspace::Workspace;
-use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE};
+use crate::image::{Policy, Running, Verified, VerifyError, verify};
+use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, tables_for};
+use crate::memory::vm::TablePool;
+use crate::memory::{Extent, Gfn, PAGE_SIZE};
+use crate::replace::fallback;
 use crate::replace::park::{self, ArmError, Ended, GIVE_UP, Park, Phase, Plan};
-use crate::replace::record::{Kind, NoRoom, Writer};
+use crate::replace::placed::{Frames, Loaded, Place, Told};
+use crate::replace::record::NoRoom;
+use crate::replace::state::{Quiet, Settled};
+use crate::replace::values::{self, Values};
 use crate::task;
+use crate::xen::console::println;
 use crate::xen::hypercall::{self, XenError};
 use crate::xen::shared_info::{self, Home};
-use crate::xen::{Committed, events, grant, xenstore};
+use crate::xen::{Committed, events};
 use alloc::string::String;
-use arrayvec::ArrayVec;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Extents in the map of what is kept.
-const MAX_KEPT: usize = 32;
-/// Frames for the record.
-const RECORD_FRAMES: u64 = 2;
-/// Frames for the trial's page tables.
-const TRIAL_TABLES: u64 = 32;
+/// How long a thread may take to change a preserved region once the switch waits for it, in ns.
+const CHANGE_LIMIT_NS: u64 = 1_000_000_000;
 /// How long all vCPUs may take to park, in ns.
 const QUIESCE_LIMIT_NS: u64 = 2_000_000_000;
 /// Longest limit of a trial, in ns: an hour.
@@ -40,13 +41,24 @@ pub struct Options {
     pub args: Option<String>,
     /// What the trial may take, in ns.
     pub trial_limit_ns: u64,
+    /// An image of another name may take this one's place. One without trusted keys does not ask.
+    pub other_app: bool,
+    /// A signed statement that allows an older version
+    /// ([`Statement`](crate::image::Statement)).
+    pub downgrade: Option<Vec<u8>>,
+    /// Keep this image as the way back from the new one, if there is memory for it.
+    pub keep: bool,
+    /// How long it is kept, in ns.
+    pub probation_ns: u64,
+    /// After that time the way back is taken, unless the new image is confirmed.
+    pub must_confirm: bool,
     /// Faults to inject, in test builds.
     #[cfg(feature = "fault-injection")]
     pub faults: Faults,
 }
 
 /// What goes wrong on purpose.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Faults {
     /// Leave shared_info where it is, in memory that the new image is told is free: what a kexec
     /// does that knows nothing of it.
@@ -55,8 +67,36 @@ pub struct Faults {
     pub refuse_relocation: bool,
     /// The watcher's NMI gets lost, so that INIT has to do it.
     pub lose_nmi: bool,
-    /// The new image runs into a fault in its first lines.
-    pub early_fault: bool,
+    /// The new image runs into a fault there.
+    pub at: Option<Place>,
+    /// This step fails when it has done its work.
+    pub step: Option<Step>,
+    /// This vCPU does not hear that it is to park.
+    pub deaf: Option<u32>,
+    /// The record is damaged when the new image reads it.
+    pub damage_record: bool,
+}
+
+impl Faults {
+    /// Nothing goes wrong.
+    pub const NONE: Self = Self {
+        skip_relocation: false,
+        refuse_relocation: false,
+        lose_nmi: false,
+        at: None,
+        step: None,
+        deaf: None,
+        damage_record: false,
+    };
+}
+
+/// Steps that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Step 2.
+    Load,
+    /// Step 3.
+    Prepare,
 }
 
 impl Options {
@@ -67,12 +107,7 @@ impl Options {
 
     #[cfg(not(feature = "fault-injection"))]
     const fn faults(&self) -> Faults {
-        Faults {
-            skip_relocation: false,
-            refuse_relocation: false,
-            lose_nmi: false,
-            early_fault: false,
-        }
+        Faults::NONE
     }
 
     /// Where the new image will find shared_info.
@@ -90,8 +125,13 @@ impl Default for Options {
         Self {
             args: None,
             trial_limit_ns: 2_000_000_000,
+            other_app: false,
+            downgrade: None,
+            keep: true,
+            probation_ns: 60_000_000_000,
+            must_confirm: false,
             #[cfg(feature = "fault-injection")]
-            faults: Faults::default(),
+            faults: Faults::NONE,
         }
     }
 }
@@ -101,15 +141,27 @@ impl Default for Options {
 pub enum ReplaceError {
     /// Another switch is on, or this image is itself on trial.
     Busy,
-    /// The bundle is not sound.
+    /// The bundle is not sound, or may not take this image's place.
     Verify(VerifyError),
-    /// The bundle speaks no handover ABI that this image speaks.
-    Abi,
     /// There are not as many free frames in a row.
     NoMemory {
         /// How many are needed.
         frames: u64,
     },
+    /// The app did not want to be replaced now.
+    Refused {
+        /// Why.
+        why: String,
+    },
+    /// The app did not say in time what it hands over.
+    Late {
+        /// The time it had, in ms.
+        limit_ms: u64,
+    },
+    /// A preserved region was being changed all the time.
+    Changing,
+    /// There is no image to go back to: this one is not on probation.
+    NoFallback,
     /// A device was being attached or detached, or xenstore did not answer, for seconds.
     Devices,
     /// The domain was asked to end: a new image would not know.
@@ -139,13 +191,21 @@ impl fmt::Display for ReplaceError {
         match self {
             Self::Busy => f.write_str("another switch is going on; try again later"),
             Self::Verify(e) => write!(f, "the bundle was refused: {e}"),
-            Self::Abi => {
-                f.write_str("the bundle was refused: it needs another handover ABI; rebuild it")
-            }
             Self::NoMemory { frames } => write!(
                 f,
                 "the new image needs {} KiB of memory in one piece; give the domain more memory",
                 frames * PAGE_SIZE / 1024
+            ),
+            Self::Refused { why } => write!(f, "the app refused to be replaced: {why}"),
+            Self::Late { limit_ms } => {
+                write!(
+                    f,
+                    "the app was not ready to be replaced within {limit_ms} ms"
+                )
+            }
+            Self::Changing => f.write_str("a preserved region was being changed all the time"),
+            Self::NoFallback => f.write_str(
+                "there is no image to go back to: the probation is over, or none was kept",
             ),
             Self::Devices => f.write_str("devices did not come to rest; try again later"),
             Self::Ending => f.write_str("the domain was asked to end"),
@@ -179,36 +239,6 @@ impl From<NoRoom> for ReplaceError {
     }
 }
 
-/// Frames from the allocator, given back when dropped.
-#[derive(Debug)]
-struct Frames(Extent);
-
-impl Frames {
-    fn alloc(frames: u64) -> Result<Self, ReplaceError> {
-        vm::alloc_frames(frames, 1)
-            .map(Self)
-            .ok_or(ReplaceError::NoMemory { frames })
-    }
-
-    fn alloc_low(frames: u64) -> Result<Self, ReplaceError> {
-        vm::alloc_frames_low(frames, 1)
-            .map(Self)
-            .ok_or(ReplaceError::NoMemory { frames })
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the frames are this value's alone, mapped writable as all RAM is.
-        unsafe { core::slice::from_raw_parts_mut(self.0.addr().as_ptr(), self.0.bytes() as usize) }
-    }
-}
-
-impl Drop for Frames {
-    fn drop(&mut self) {
-        // SAFETY: they came from the allocator; who borrowed them is gone with the value.
-        unsafe { vm::free_frames(self.0) };
-    }
-}
-
 /// One switch at a time.
 static SWITCHING: AtomicBool = AtomicBool::new(false);
 
@@ -227,7 +257,9 @@ impl Drop for Turn {
     }
 }
 
-/// Replaces this image by the one in `bundle`.
+/// Replaces this image by the one in `bundle`. `values` is called when the bundle is sound and
+/// loaded, while everything runs: it has the app bring its state into order and say what it hands
+/// over by name.
 ///
 /// Returns only if that did not come about; then everything is as before, and the error says why.
 ///
@@ -236,19 +268,69 @@ impl Drop for Turn {
 pub fn replace_image(
     bundle: &[u8],
     options: &Options,
+    values: &mut dyn FnMut() -> Result<Values, ReplaceError>,
 ) -> Result<core::convert::Infallible, ReplaceError> {
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
+    called();
     // The record names the vCPU that runs the trial: this thread stays on it.
     let _pin = task::pin();
     let copy = Copied::new(bundle)?;
-    let verified = copy.verify()?;
+    let verified = copy.verify(token, options)?;
+    let keep = options.keep && !verified.manifest.revokes_previous;
     let loaded = verified.load(token, options)?;
-    let prepared = loaded.prepare(token, options)?;
+    // A switch comes about without a way back, too.
+    let own = keep
+        .then(|| fallback::this_image(token, options.new_home()))
+        .and_then(|own| {
+            own.inspect_err(|e| println!("segue: no way back: {e}"))
+                .ok()
+        });
+    let machine = boot::machine();
+    let cmdline = match &options.args {
+        None => machine.cmdline.clone(),
+        Some(args) => machine
+            .cmdline
+            .with_args(args.split_ascii_whitespace())
+            .ok_or(ReplaceError::TooMuch("the command line"))?,
+    };
+    // Before devices come to rest: the app may use them to finish what it is doing.
+    let values = values()?;
+    let prepared = loaded.prepare(token, options, &cmdline, own, &values)?;
     let quiesced = prepared.quiesce(token)?;
     let relocated = quiesced.relocate(token, options)?;
     let (ended, guard) = relocated.jump(token);
     Err(guard.resume(token, ended))
+}
+
+/// Puts the image before in this one's place again, while this one is on probation. It is loaded
+/// already, and gets the command line it had; all else is as in [`replace_image`].
+///
+/// # Errors
+/// See [`ReplaceError`]: this image goes on as before, but once the other one has been tried there
+/// is no way back any more.
+pub fn roll_back(
+    options: &Options,
+    values: &mut dyn FnMut() -> Result<Values, ReplaceError>,
+) -> Result<core::convert::Infallible, ReplaceError> {
+    let token = Committed::get().ok_or(ReplaceError::Busy)?;
+    let _turn = Turn::take()?;
+    called();
+    let _pin = task::pin();
+    let values = values()?;
+    let (loaded, cmdline) = fallback::take(token).ok_or(ReplaceError::NoFallback)?;
+    let prepared = loaded.prepare(token, options, cmdline, None, &values)?;
+    let quiesced = prepared.quiesce(token)?;
+    let relocated = quiesced.relocate(token, options)?;
+    let (ended, guard) = relocated.jump(token);
+    Err(guard.resume(token, ended))
+}
+
+/// Notes the time: all until the blackout begins is while everybody runs.
+fn called() {
+    if let Some(park) = park::get() {
+        park.baton().times[Phase::Call as usize].store(shared_info::now(), Ordering::Relaxed);
+    }
 }
 
 /// The bundle in frames that nobody else writes: what is checked is what is loaded.
@@ -267,40 +349,33 @@ impl Copied {
         })
     }
 
-    /// Step 1, **verify**. Before: a private copy. After: it is sound, in all its parts.
-    fn verify(&self) -> Result<Verified<'_>, ReplaceError> {
+    /// Step 1, **verify**. Before: a private copy. After: it is sound in all its parts, and may take
+    /// this image's place.
+    fn verify(&self, token: Committed, options: &Options) -> Result<Verified<'_>, ReplaceError> {
         // SAFETY: the frames are this value's, initialised by `new`, and not written any more.
         let bytes =
             unsafe { core::slice::from_raw_parts(self.frames.0.addr().as_ptr::<u8>(), self.len) };
-        let (bundle, image) = verify(bytes).map_err(ReplaceError::Verify)?;
-        if bundle.header.abi.common(&boot::ABI).is_none() {
-            return Err(ReplaceError::Abi);
-        }
-        let frames = bundle.header.min_memory.div_ceil(PAGE_SIZE);
+        let ident = boot::identity();
+        let policy = Policy {
+            keys: boot::trusted_keys(),
+            running: Some(Running {
+                name: ident.name,
+                version: ident.version,
+                build: ident.build,
+                abi: boot::ABI,
+                other_app: options.other_app,
+                downgrade: options.downgrade.as_deref(),
+                place: boot::place(token),
+                now: shared_info::wall_clock().0,
+            }),
+        };
+        let verified = verify(bytes, &policy).map_err(ReplaceError::Verify)?;
+        let frames = verified.manifest.min_memory.div_ceil(PAGE_SIZE);
         if frames > boot::machine().ram.frames() {
             return Err(ReplaceError::NoMemory { frames });
         }
-        Ok(Verified { image })
+        Ok(verified)
     }
-}
-
-/// A sound bundle.
-struct Verified<'a> {
-    image: Image<'a>,
-}
-
-/// The new image in its place.
-struct Loaded {
-    /// Its memory: segments, then the workspace.
-    memory: Frames,
-    /// For the trial only: the record, the trial's page tables.
-    handover: Frames,
-    segments: u64,
-    workspace: Workspace,
-    root: Gfn,
-    pool_used: u64,
-    trial_root: Gfn,
-    entry: u64,
 }
 
 impl Verified<'_> {
@@ -308,107 +383,13 @@ impl Verified<'_> {
     /// frames at its final address, relocated, its unset data zeroed; two sets of page tables give
     /// each segment its permissions: one for the trial, one for after the commit.
     fn load(self, token: Committed, options: &Options) -> Result<Loaded, ReplaceError> {
-        let map = boot::machine();
-        let vcpus = smp::online();
-        let segments = self.image.span() / PAGE_SIZE;
-        let mut memory = Frames::alloc_low(segments + Workspace::frames(vcpus, map.ram.end()))?;
-        let mut handover = Frames::alloc_low(RECORD_FRAMES + TRIAL_TABLES)?;
-        let extent = memory.0;
-        let base = extent.addr().as_u64();
-        let span = self.image.span() as usize;
-        let dest = memory
-            .bytes_mut()
-            .get_mut(..span)
-            .ok_or(ReplaceError::TooMuch("segments"))?;
-        self.image
-            .load(base, dest)
-            .map_err(|_| ReplaceError::TooMuch("segments"))?;
-        let workspace = extent
-            .part(segments, extent.frames() - segments)
-            .and_then(|e| Workspace::plan(e, vcpus, map.ram.end()))
-            .ok_or(ReplaceError::TooMuch("workspace"))?;
-
-        let parts: ArrayVec<(Extent, Perms), 8> = self
-            .image
-            .segments()
-            .filter_map(|s| {
-                let perms = match s.perms {
-                    p if p.execute => Perms::Execute,
-                    p if p.write => Perms::Write,
-                    _ => Perms::Read,
-                };
-                Some((
-                    Extent::touching(base.checked_add(s.offset)?, s.mem_len)?,
-                    perms,
-                ))
-            })
-            .take(8)
-            .collect();
-        let park = park::get().ok_or(ReplaceError::NoApic)?;
-        let devices = boot::device_frames(token);
-        // SAFETY: the frames are ours, in the workspace and in the handover block.
-        let (mut pool, mut trial_pool) = unsafe {
-            let trial = handover.0.part(RECORD_FRAMES, TRIAL_TABLES);
-            (
-                TablePool::new(workspace.tables()),
-                TablePool::new(trial.ok_or(ReplaceError::TooMuch("page tables"))?),
-            )
-        };
-        handover.bytes_mut()[..(RECORD_FRAMES * PAGE_SIZE) as usize].fill(0);
-        let around = Surroundings {
-            ram: &map.ram,
-            devices: &devices,
-            park_code: park.code(),
-        };
-        let space = vm::build_space(&mut pool, &around, parts.iter().copied(), &workspace)?;
-        let home = options.new_home();
-        let trial = trial_space(&mut trial_pool, park, &parts, &workspace, &handover, home)?;
-        Ok(Loaded {
-            memory,
-            segments,
-            workspace,
-            root: space.root().gfn(),
-            pool_used: pool.used(),
-            trial_root: trial.root().gfn(),
-            entry: base + self.image.entry_offset(),
-            handover,
-        })
-    }
-}
-
-/// What a trial sees: itself, the record, the clock, its part of the park pages, the modules. Of
-/// the old image nothing, of all else nothing (I5).
-fn trial_space(
-    pool: &mut TablePool,
-    park: &Park,
-    parts: &[(Extent, Perms)],
-    workspace: &Workspace,
-    handover: &Frames,
-    home: Gfn,
-) -> Result<AddressSpace, ReplaceError> {
-    let space = AddressSpace::new(pool)?;
-    space.map(pool, workspace.extent(), Perms::Write)?;
-    // Its page tables after the commit are not the trial's to write.
-    space.unmap(pool, workspace.tables())?;
-    for guard in workspace.guards() {
-        space.unmap(pool, guard)?;
-    }
-    for (extent, perms) in parts {
-        space.map(pool, *extent, *perms)?;
-    }
-    if let Some(record) = handover.0.part(0, RECORD_FRAMES) {
-        space.map(pool, record, Perms::Read)?;
-    }
-    for (extent, perms) in park.trial_view() {
-        space.map(pool, extent, perms)?;
-    }
-    for module in boot::modules() {
-        if let Some(extent) = module.extent() {
-            space.map(pool, extent, Perms::Read)?;
+        let digests = &self.manifest.segments;
+        let loaded = Loaded::new(token, &self.image, digests, options.new_home())?;
+        match options.faults().step {
+            Some(Step::Load) => Err(ReplaceError::TooMuch("an injected fault")),
+            _ => Ok(loaded),
         }
     }
-    space.map(pool, home.extent(), Perms::Read)?;
-    Ok(space)
 }
 
 /// Ready to stop everything.
@@ -418,8 +399,58 @@ struct Prepared {
     vcpus: u32,
     /// shared_info has to move from this frame.
     hole: Option<Gfn>,
+    /// This image, for the way back.
+    _own: Option<Loaded>,
+    _handed: HandedOver,
     _watchdog: Watchdog,
     _devices: Frozen,
+}
+
+/// The app's state, as the record tells of it.
+struct HandedOver {
+    /// Which regions there are does not change any more.
+    settled: Settled,
+    /// The block of named values, and its length in bytes.
+    values: Option<(Frames, usize)>,
+    /// The trial's page tables for all of it.
+    _tables: Option<Frames>,
+}
+
+impl HandedOver {
+    /// Puts the values into frames, and lets the trial see them and the regions, to read. Nothing
+    /// here depends on how large regions are, but for a table for each GiB.
+    fn new(trial: Gfn, values: &Values) -> Result<Self, ReplaceError> {
+        if values.overflowed() || values.len() > values::MAX_BYTES {
+            return Err(ReplaceError::TooMuch("named values"));
+        }
+        let settled = Settled::new();
+        let mut block = None;
+        if !values.is_empty() {
+            let len = values.len();
+            let mut frames = Frames::alloc((len as u64).div_ceil(PAGE_SIZE))?;
+            values.write(&mut frames.bytes_mut()[..len])?;
+            block = Some((frames, len));
+        }
+        let extents = || {
+            let values = block.iter().map(|(frames, _)| frames.0);
+            settled.regions.iter().copied().chain(values)
+        };
+        let need = extents().map(tables_for).sum();
+        let tables = (need > 0).then(|| Frames::alloc_low(need)).transpose()?;
+        if let Some(tables) = &tables {
+            let space = AddressSpace::from_root(trial);
+            // SAFETY: the frames are ours, and stay while the trial can run.
+            let mut pool = unsafe { TablePool::new(tables.0) };
+            for extent in extents() {
+                space.map(&mut pool, extent, Perms::Read)?;
+            }
+        }
+        Ok(Self {
+            settled,
+            values: block,
+            _tables: tables,
+        })
+    }
 }
 
 /// Xen's watchdog, armed in a domain whose only vCPU nobody else can take back; off when dropped.
@@ -445,10 +476,17 @@ impl Drop for Watchdog {
 }
 
 impl Loaded {
-    /// Step 3, **prepare**. Before: the image is loaded. After: the record is written, with the
-    /// owners of all frames as they will be (I7); devices stay as they are; the park pages hold our code and know this
-    /// switch. Still everybody runs.
-    fn prepare(mut self, token: Committed, options: &Options) -> Result<Prepared, ReplaceError> {
+    /// Step 3, **prepare**. Before: the image is loaded. After: the app has said what it hands
+    /// over; the record is written, with the owners of all frames as they will be (I7); devices
+    /// stay as they are; the park pages hold our code and know this switch. Still everybody runs.
+    fn prepare(
+        self,
+        token: Committed,
+        options: &Options,
+        cmdline: &CommandLine,
+        own: Option<Loaded>,
+        values: &Values,
+    ) -> Result<Prepared, ReplaceError> {
         let park = *park::get().ok_or(ReplaceError::NoApic)?;
         let vcpus = smp::online();
         let hole = match boot::home() {
@@ -456,18 +494,38 @@ impl Loaded {
             _ => None,
         };
         let limit_ns = options.trial_limit_ns.min(TRIAL_LIMIT_MAX_NS);
+        let handed = HandedOver::new(self.placed.trial_root, values)?;
         let devices = Frozen::new().ok_or(ReplaceError::Devices)?;
         // From here on no request is taken: it waits in xenstore for the next image.
         if control::requested().is_some() {
             return Err(ReplaceError::Ending);
         }
         let watchdog = Watchdog::arm(token, vcpus, limit_ns);
-        self.write_record(options, &park, hole, vcpus, &watchdog)?;
-        let test = if options.faults().lose_nmi {
+        let told = Told {
+            cmdline,
+            home: options.new_home(),
+            hole,
+            regions: &handed.settled.regions,
+            values: handed.values.as_ref().map(|(frames, len)| (frames.0, *len)),
+            watchdog: watchdog.0,
+            fallback: own.as_ref().map(|own| own.placed),
+            probation_ns: options.probation_ns,
+            must_confirm: options.must_confirm,
+            crashed: None,
+            fault_at: options.faults().at,
+        };
+        // SAFETY: the frames are `self.handover`'s.
+        unsafe { self.placed.write_record(&told)? };
+        if options.faults().damage_record {
+            self.placed.damage_record();
+        }
+        let faults = options.faults();
+        let no_nmi = if faults.lose_nmi {
             park::test::NO_NMI
         } else {
             0
         };
+        let test = no_nmi | faults.deaf.map_or(0, park::test::deaf);
         let port = boot::ports().map(|p| p.park).ok_or(ReplaceError::NoApic)?;
         events::clear_pending(token, port);
         let watch_ns = shared_info::now().saturating_add(limit_ns);
@@ -482,144 +540,20 @@ impl Loaded {
             ArmError::Busy => ReplaceError::Busy,
             ArmError::NoTable => ReplaceError::TooMuch("page tables"),
         })?;
-        Ok(Prepared {
+        let prepared = Prepared {
             loaded: self,
             park,
             vcpus,
             hole,
+            _own: own,
+            _handed: handed,
             _watchdog: watchdog,
             _devices: devices,
-        })
-    }
-
-    fn write_record(
-        &mut self,
-        options: &Options,
-        park: &Park,
-        hole: Option<Gfn>,
-        vcpus: u32,
-        watchdog: &Watchdog,
-    ) -> Result<(), ReplaceError> {
-        // A hole that Xen would not refill stays one, and the next image tries again.
-        let hole = hole.or_else(boot::open_hole);
-        let machine = boot::machine();
-        let modules = boot::modules();
-        let cmdline = match &options.args {
-            None => machine.cmdline.clone(),
-            Some(args) => machine
-                .cmdline
-                .with_args(args.split_ascii_whitespace())
-                .ok_or(ReplaceError::TooMuch("the command line"))?,
         };
-        let granted = grant::blocks();
-        let mut kept = ExtentSet::<MAX_KEPT>::new();
-        let module_extents = modules.iter().filter_map(Module::extent);
-        let all = [
-            self.memory.0,
-            self.handover.0,
-            park.block(),
-            park.sipi().extent(),
-        ];
-        for extent in all
-            .into_iter()
-            .chain(module_extents)
-            .chain(hole.map(Gfn::extent))
-            .chain(granted.iter().copied())
-        {
-            kept.insert(extent)
-                .map_err(|_| ReplaceError::TooMuch("modules and devices"))?;
+        match options.faults().step {
+            Some(Step::Prepare) => Err(ReplaceError::TooMuch("an injected fault")),
+            _ => Ok(prepared),
         }
-        let (memory, handover) = (self.memory.0, self.handover.0);
-        let workspace = self.workspace;
-        let words = |e: Extent| [e.start().as_u64(), e.end()];
-        let w = &mut Writer::new(
-            &mut self.handover.bytes_mut()[..(RECORD_FRAMES * PAGE_SIZE) as usize],
-        );
-        w.words(Kind::Generation, [boot::generation() + 1].into_iter())?;
-        w.words(Kind::Ram, machine.ram.iter().flat_map(words))?;
-        w.words(Kind::Kept, kept.iter().flat_map(words))?;
-        let version = u64::from(machine.xen.0) << 16 | u64::from(machine.xen.1);
-        let vmmcall = u64::from(hypercall::uses_vmmcall());
-        w.words(
-            Kind::Platform,
-            [version, vmmcall, machine.hvm as u64].into_iter(),
-        )?;
-        let carve = machine.carve;
-        let [start, end] = words(carve.range());
-        let hole = hole.map_or(0, Gfn::as_u64);
-        let home = options.new_home().as_u64();
-        w.words(
-            Kind::SharedInfo,
-            [home, hole, start, end, boot::carved()].into_iter(),
-        )?;
-        if let Some(ports) = boot::ports() {
-            let each = ports.vcpus.iter().flat_map(|(t, i)| [t.0, i.0]);
-            w.words(
-                Kind::Ports,
-                [ports.park.0].into_iter().chain(each).map(u64::from),
-            )?;
-        }
-        let ids = (0..vcpus).map(|v| {
-            // SAFETY: the vCPU is online, so its data is prepared and stays.
-            let cpu = vm::workspace().and_then(|w| unsafe { vm::vcpu_data(&w, v) });
-            cpu.map_or(0, |c| u64::from(c.apic_id()))
-        });
-        w.words(Kind::ApicIds, ids)?;
-        if let Some(c) = crate::xen::console::get() {
-            w.words(
-                Kind::Console,
-                [c.gfn.as_u64(), u64::from(c.port.0)].into_iter(),
-            )?;
-        }
-        if let Some(ring) = xenstore::home() {
-            w.words(
-                Kind::Xenstore,
-                [ring.gfn.as_u64(), u64::from(ring.port.0)].into_iter(),
-            )?;
-        }
-        let frames = grant::table_frames();
-        w.words(Kind::GrantTable, frames.iter().map(|g| g.as_u64()))?;
-        w.words(Kind::Granted, granted.iter().copied().flat_map(words))?;
-        let ports = events::open_ports();
-        w.words(Kind::DevicePorts, ports.iter().map(|p| u64::from(p.0)))?;
-        w.bytes(Kind::CommandLine, cmdline.as_str().as_bytes())?;
-        w.words(Kind::Modules, modules.iter().flat_map(|m| [m.addr, m.len]))?;
-        let f = machine.features;
-        w.words(
-            Kind::Features,
-            [u64::from(f.xsave_size), f.xcr0, u64::from(f.x2apic)].into_iter(),
-        )?;
-        let [block, block_end] = words(park.block());
-        w.words(
-            Kind::Park,
-            [
-                block,
-                block_end,
-                park.sipi().as_u64(),
-                u64::from(park::VERSION),
-            ]
-            .into_iter(),
-        )?;
-        let vcpu = u64::from(percpu::this().vcpu());
-        w.words(
-            Kind::Tables,
-            [self.root.as_u64(), self.pool_used, vcpu].into_iter(),
-        )?;
-        let [start, end] = words(memory);
-        w.words(
-            Kind::Image,
-            [start, end, self.segments, u64::from(workspace.vcpus())].into_iter(),
-        )?;
-        w.words(Kind::Handover, words(handover).into_iter())?;
-        if options.faults().early_fault {
-            w.bytes(Kind::Test, b"early-fault")?;
-        }
-        if let Some(id) = watchdog.0 {
-            w.words(Kind::Watchdog, [u64::from(id)].into_iter())?;
-        }
-        w.words(Kind::Rsdp, [machine.rsdp.unwrap_or(0)].into_iter())?;
-        core::mem::replace(w, Writer::new(&mut [])).finish()?;
-        Ok(())
     }
 }
 
@@ -628,6 +562,7 @@ struct Quiesced {
     prepared: Prepared,
     interrupts: bool,
     before: percpu::Counters,
+    _quiet: Quiet,
 }
 
 impl Prepared {
@@ -637,12 +572,31 @@ impl Prepared {
         let interrupts = x86_64::instructions::interrupts::are_enabled();
         x86_64::instructions::interrupts::disable();
         let vcpus = self.vcpus;
-        let before = percpu::this().counters();
-        let begin = self.stamp(Phase::Begin);
+        let mut begin = self.stamp(Phase::Begin);
+        let quiet = match Quiet::at_once() {
+            Some(quiet) => quiet,
+            None => {
+                // Somebody is at a region, and to finish he may need this vCPU. Who else wants to
+                // change one is held up from here on, so this counts as part of the blackout.
+                if interrupts {
+                    x86_64::instructions::interrupts::enable();
+                }
+                let quiet = Quiet::wait(begin.saturating_add(CHANGE_LIMIT_NS));
+                x86_64::instructions::interrupts::disable();
+                begin = shared_info::now();
+                quiet.ok_or_else(|| {
+                    if interrupts {
+                        x86_64::instructions::interrupts::enable();
+                    }
+                    ReplaceError::Changing
+                })?
+            }
+        };
         let quiesced = Quiesced {
+            before: percpu::this().counters(),
             prepared: self,
             interrupts,
-            before,
+            _quiet: quiet,
         };
         if vcpus > 1 {
             quiesced.prepared.park.hold(token);
@@ -741,8 +695,8 @@ impl Relocated {
         let ended = unsafe {
             p.park.try_image(
                 token,
-                p.loaded.trial_root.addr().as_u64(),
-                p.loaded.entry,
+                p.loaded.placed.trial_root.addr().as_u64(),
+                p.loaded.placed.entry,
                 stack,
                 p.loaded.handover.0.addr().as_u64(),
             )
@@ -798,7 +752,7 @@ impl Relocated {
             apic::enable(token);
         }
         drop(self);
-        crate::xen::console::println!(
+        println!(
             "segue: resume generation={} reason=\"{}\"",
             boot::generation(),
             reason.escape_debug()

@@ -21,6 +21,7 @@ use crate::xen::wait::WaitQueue;
 use crate::xen::{Committed, events, shared_info};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
+use hermit_sync::OnceCell;
 
 /// How long a writer waits for room, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -53,6 +54,9 @@ static STATE: Lock<State> = Lock::new(State {
     stuck: false,
     typed: Typed::new(),
 });
+
+/// Where the console is, for whoever can't wait for the lock.
+static HOME: OnceCell<Console> = OnceCell::new();
 
 impl Console {
     /// Asks Xen where the ring is.
@@ -127,11 +131,12 @@ impl State {
 /// Its frame is the console ring, mapped writable for as long as this image runs.
 pub unsafe fn set(console: Console) {
     STATE.lock().console = Some(console);
+    let _ = HOME.set(console);
 }
 
-/// The console, if there is one.
+/// The console, if there is one. Takes no lock.
 pub fn get() -> Option<Console> {
-    STATE.lock().console
+    HOME.get().copied()
 }
 
 /// Writes to wherever output goes now.
@@ -243,7 +248,7 @@ pub fn flush() {
     let Some(token) = Committed::get() else {
         return;
     };
-    let Some(console) = STATE.try_lock().and_then(|s| s.console) else {
+    let Some(console) = get() else {
         return;
     };
     let deadline = shared_info::now() + PATIENCE_NS;
@@ -252,14 +257,26 @@ pub fn flush() {
     }
 }
 
-/// Writes without waiting for a lock that the failed code may hold; the UART where that is so.
+/// How long [`emergency_write`] waits for the lock, in ns: longer than a vCPU that holds it may have
+/// no processor.
+const LOCK_NS: u64 = 200_000_000;
+
+/// Writes without waiting for long for a lock that the failed code may hold, or a vCPU that has been
+/// stopped.
 pub fn emergency_write(bytes: &[u8]) {
     let Some(token) = Committed::get() else {
         trial::buffer(bytes);
         return;
     };
-    let Some(console) = STATE.try_lock().and_then(|s| s.console) else {
+    let Some(console) = get() else {
         return uart::write(token, bytes);
+    };
+    let given_up = shared_info::now() + LOCK_NS;
+    let _state = loop {
+        match STATE.try_lock() {
+            None if shared_info::now() < given_up => hypercall::sched_yield(token),
+            state => break state,
+        }
     };
     let deadline = shared_info::now() + PATIENCE_NS;
     let mut rest = bytes;

@@ -8,7 +8,7 @@
 //! may mask the port until that one has looked.
 
 use crate::cpu::percpu::{self, PerCpu};
-use crate::sync::Lock;
+use crate::sync::{Lock, Noted};
 use crate::task::sched;
 use crate::xen::Committed;
 use crate::xen::grant::DomId;
@@ -153,6 +153,16 @@ pub const MAX_OPEN: usize = 64;
 
 /// Ports that [`open`] made; the next image closes them.
 static OPEN: Lock<ArrayVec<Port, MAX_OPEN>> = Lock::new(ArrayVec::new_const());
+/// The same, for whoever can't wait for the lock.
+static NOTED: Noted<MAX_OPEN> = Noted::new();
+
+/// Changes [`OPEN`].
+fn with_open<R>(f: impl FnOnce(&mut ArrayVec<Port, MAX_OPEN>) -> R) -> R {
+    let mut open = OPEN.lock();
+    let result = f(&mut open);
+    NOTED.set(open.iter().map(|port| u64::from(port.0)));
+    result
+}
 
 /// Makes a port that `remote` may bind to; its events go to `handler`.
 ///
@@ -160,7 +170,7 @@ static OPEN: Lock<ArrayVec<Port, MAX_OPEN>> = Lock::new(ArrayVec::new_const());
 /// As Xen says; `ENOMEM` past [`MAX_OPEN`].
 pub fn open(token: Committed, remote: DomId, handler: Handler) -> Result<Port, XenError> {
     let port = hypercall::alloc_unbound(token, remote.0)?;
-    if OPEN.lock().try_push(port).is_err() {
+    if with_open(|open| open.try_push(port)).is_err() {
         let _ = hypercall::close(token, port);
         return Err(XenError(12));
     }
@@ -168,15 +178,19 @@ pub fn open(token: Committed, remote: DomId, handler: Handler) -> Result<Port, X
     Ok(port)
 }
 
-/// Ports that [`open`] made and [`close`] has not closed.
+/// Ports that [`open`] made and [`close`] has not closed. Takes no lock.
 #[must_use]
 pub fn open_ports() -> ArrayVec<Port, MAX_OPEN> {
-    OPEN.lock().clone()
+    NOTED
+        .get()
+        .into_iter()
+        .map(|port| Port(port as u32))
+        .collect()
 }
 
 /// Closes a port that [`open`] made, here or in the image before; its handler runs no more.
 pub fn close(token: Committed, port: Port) {
-    OPEN.lock().retain(|p| *p != port);
+    with_open(|open| open.retain(|p| *p != port));
     mask(port);
     let (word, bit) = (port.0 as usize / 64, port.0 as usize % 64);
     if let Some(entry) = handlers(word).and_then(|w| w.get(bit)) {

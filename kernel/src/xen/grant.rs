@@ -211,7 +211,7 @@ mod shared {
     use crate::boot;
     use crate::memory::paging::Perms;
     use crate::memory::{Extent, Gfn, vm};
-    use crate::sync::Lock;
+    use crate::sync::{Lock, Noted};
     use crate::xen::{Committed, hypercall};
     use alloc::vec::Vec;
     use arrayvec::ArrayVec;
@@ -241,13 +241,28 @@ mod shared {
         blocks: ArrayVec::new_const(),
     });
 
+    /// Frames of the table and blocks, for whoever can't wait for the lock.
+    static FRAMES: Noted<MAX_FRAMES> = Noted::new();
+    static BLOCKS: Noted<MAX_BLOCKS> = Noted::new();
+
+    /// Bits of a word in [`BLOCKS`] for the number of frames; the rest is the first one.
+    const COUNT_BITS: u32 = 24;
+
     impl State {
+        /// Tells of what has changed.
+        fn note(&self) {
+            FRAMES.set(self.homes.iter().map(|gfn| gfn.as_u64()));
+            let blocks = self.blocks.iter().map(|block| block.extent);
+            BLOCKS.set(blocks.map(|e| e.start().as_u64() << COUNT_BITS | e.frames()));
+        }
+
         fn add_frame(&mut self, gfn: Gfn) {
             if self.homes.try_push(gfn).is_ok() {
                 // SAFETY: the frame is one of the grant table's, mapped for ever at its carved
                 // address; entries are atomics.
                 self.table
                     .add_frame(unsafe { &*gfn.addr().as_ptr::<[Entry; PER_FRAME]>() });
+                self.note();
             }
         }
 
@@ -276,6 +291,7 @@ mod shared {
                 unsafe { vm::free_frames(block.extent) };
                 false
             });
+            self.note();
             self.blocks.iter().filter(|b| b.orphan).count()
         }
     }
@@ -314,11 +330,12 @@ mod shared {
                 extent,
                 orphan: false,
             };
-            if state.blocks.try_push(block).is_err() {
+            if frames >> COUNT_BITS != 0 || state.blocks.try_push(block).is_err() {
                 // SAFETY: just taken.
                 unsafe { vm::free_frames(extent) };
                 return Err(GrantError::Full);
             }
+            state.note();
             drop(state);
             for n in 0..frames {
                 let Some(page) = extent.part(n, 1) else { break };
@@ -386,18 +403,23 @@ mod shared {
                 extent: *extent,
                 orphan: true,
             }));
+        state.note();
     }
 
-    /// Frames of the table, for the next image and its page tables.
+    /// Frames of the table, for the next image and its page tables. Takes no lock.
     #[must_use]
     pub fn table_frames() -> ArrayVec<Gfn, MAX_FRAMES> {
-        STATE.lock().homes.clone()
+        FRAMES.get().into_iter().filter_map(Gfn::new).collect()
     }
 
-    /// Every block that a grant may stand for.
+    /// Every block that a grant may stand for. Takes no lock.
     #[must_use]
     pub fn blocks() -> ArrayVec<Extent, MAX_BLOCKS> {
-        STATE.lock().blocks.iter().map(|b| b.extent).collect()
+        let extent = |word: u64| {
+            let frames = word & ((1 << COUNT_BITS) - 1);
+            Extent::new(Gfn::new(word >> COUNT_BITS)?, frames)
+        };
+        BLOCKS.get().into_iter().filter_map(extent).collect()
     }
 
     /// What is granted at the moment.

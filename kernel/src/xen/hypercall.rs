@@ -10,6 +10,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 const MEMORY_OP: u64 = 12;
+const XEN_VERSION: u64 = 17;
 const GRANT_TABLE_OP: u64 = 20;
 const VCPU_OP: u64 = 24;
 const SCHED_OP: u64 = 29;
@@ -232,6 +233,19 @@ pub fn current_reservation(_: Committed) -> Result<u64, XenError> {
     let mut domid = DOMID_SELF;
     // SAFETY: the argument is a `domid_t`; Xen only counts.
     unsafe { hypercall(MEMORY_OP, 3, arg(&mut domid), 0) }
+}
+
+// --- xen_version (public/version.h) ---
+
+/// `XENVER_guest_handle`: the domain's UUID.
+///
+/// # Errors
+/// As Xen says.
+pub fn guest_handle(_: Committed) -> Result<[u8; 16], XenError> {
+    let mut handle = [0; 16];
+    // SAFETY: the argument is a `xen_domain_handle_t`, which Xen writes.
+    unsafe { hypercall(XEN_VERSION, 8, arg(&mut handle), 0) }?;
+    Ok(handle)
 }
 
 // --- sched_op (public/sched.h) ---

@@ -48,6 +48,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         name,
         version,
         out_dir: arguments.out,
+        trust: None,
     };
     let report = build(&options).context("the image was not built")?;
     print(&report)?;
@@ -61,6 +62,21 @@ pub fn print(report: &Report) -> std::io::Result<()> {
     }
     outln!(
         "{:>9} bytes  in memory, without stacks and heap",
-        report.span
-    )
+        report.manifest.min_memory
+    )?;
+    outln!("{:>15}  {}", "build", report.manifest.build)?;
+    let trusts = &report.manifest.trusts;
+    if trusts.is_empty() {
+        // On standard error, where it is seen: an image like this is not for production.
+        eprintln!(
+            "segue: warning: this image is OPEN: it trusts no key, so it will run any bundle it is \
+             given\nsegue: (segue keygen makes a key, segue build --trust FILE builds its public \
+             half in)"
+        );
+        return outln!("{:>15}  open: any bundle is taken", "trust");
+    }
+    for id in trusts {
+        outln!("{:>15}  key {id}", "trust")?;
+    }
+    Ok(())
 }

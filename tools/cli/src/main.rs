@@ -3,10 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod downgrade;
 mod image;
+mod inspect;
+mod keygen;
 mod lab;
 mod new;
 mod output;
+mod sign;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -28,6 +33,16 @@ enum Command {
     Image(image::Arguments),
     /// Make a new app that builds at once.
     New(new::Arguments),
+    /// Make a key that bundles are signed with.
+    Keygen(keygen::Arguments),
+    /// Sign bundles.
+    Sign(sign::Arguments),
+    /// Check bundles as an image that trusts certain keys would.
+    Verify(verify::Arguments),
+    /// Show what bundles and downgrade statements say.
+    Inspect(inspect::Arguments),
+    /// Allow one image to be replaced by an older one, for some time, in some place.
+    AllowDowngrade(downgrade::Arguments),
     /// A real Xen on this machine: prepare it, start it, run domains.
     Lab(lab::Arguments),
 }
@@ -37,6 +52,11 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(arguments),
         Command::Image(arguments) => image::run(arguments),
         Command::New(arguments) => new::run(&arguments),
+        Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::AllowDowngrade(arguments) => downgrade::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use cargo_metadata::{Message, MetadataCommand};
-use segue_kernel::image::{Name, Version};
+use segue_kernel::image::{Name, PublicKey, Version};
 
 use crate::files::{self, FilesError};
+use crate::keys;
 use crate::{Options, Output, Report, build, write, xl};
 
 /// The target of everything in an image.
@@ -34,6 +35,10 @@ pub struct App {
     pub version: Option<String>,
     /// Features of the package.
     pub features: Vec<String>,
+    /// How app, runtime and kernel are optimised, as rustc's `-C opt-level`; `None` as the profile says.
+    pub opt_level: Option<String>,
+    /// Keys that the image is to trust. Without any it is open: it takes any bundle.
+    pub trust: Vec<PublicKey>,
     /// Where the files go; made if it is not there.
     pub out_dir: PathBuf,
     /// Folder of the workspace, or one below it.
@@ -156,19 +161,30 @@ pub fn build_app(app: &App) -> Result<AppReport, AppError> {
 
     let root = metadata.workspace_root.as_std_path();
     let folder = package.manifest_path.with_file_name("files");
-    let files = if folder.is_dir() {
+    let target = metadata.target_directory.as_std_path();
+    let mut sections = Vec::new();
+    if folder.is_dir() {
         let archive = files::pack(folder.as_std_path(), files::time_of_sources()?)?;
-        let target = metadata.target_directory.as_std_path();
-        Some(files::place(&archive, &target.join("files"), &app.name)?)
-    } else {
-        None
-    };
-    let linked = link(app, root, files.as_deref())?;
+        let folder = target.join("files");
+        sections.push(files::place(
+            &archive,
+            &folder,
+            &app.name,
+            files::EXTENSION,
+        )?);
+    }
+    if !app.trust.is_empty() {
+        let bytes: Vec<u8> = app.trust.iter().flat_map(|key| key.0).collect();
+        let folder = target.join("trust");
+        sections.push(files::place(&bytes, &folder, &app.name, keys::EXTENSION)?);
+    }
+    let linked = link(app, root, &sections)?;
     let files = build(&Options {
         elf: linked.clone(),
         name,
         version,
         out_dir: app.out_dir.clone(),
+        trust: Some(app.trust.clone()),
     })?;
     let config = |kind: xl::Kind, kernel: &Output, file: String| -> Result<Output, AppError> {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -191,8 +207,8 @@ pub fn build_app(app: &App) -> Result<AppReport, AppError> {
     })
 }
 
-/// Runs cargo and returns the path of what it linked, with an archive of files if there is one.
-fn link(app: &App, root: &Path, files: Option<&Path>) -> Result<PathBuf, AppError> {
+/// Runs cargo and returns the path of what it linked, with files that become sections as they are.
+fn link(app: &App, root: &Path, sections: &[PathBuf]) -> Result<PathBuf, AppError> {
     let mut command = Command::new(cargo());
     command
         // The flags for the target and the linker script are found from there.
@@ -205,15 +221,29 @@ fn link(app: &App, root: &Path, files: Option<&Path>) -> Result<PathBuf, AppErro
         .args(CARGO_ARGUMENTS)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
+    if let Some(level) = &app.opt_level {
+        for package in [app.name.as_str(), "segue", "segue-kernel"] {
+            let key = format!("profile.image.package.{package}.opt-level");
+            // A number stands without quotes there, a letter with.
+            let value = match level.parse::<u8>() {
+                Ok(number) => number.to_string(),
+                Err(_) => format!("{level:?}"),
+            };
+            command.args(["--config", &format!("{key}={value}")]);
+        }
+    }
     if !app.features.is_empty() {
         command.args(["--features", &app.features.join(",")]);
     }
-    if let Some(files) = files {
-        // The linker takes the file as it is for a section, which linker/image.ld places.
+    if !sections.is_empty() {
+        // The linker takes each file as it is for a section, which linker/image.ld places.
         command.args(["--", "-Clink-arg=--format=binary"]);
-        let mut argument = OsString::from("-Clink-arg=");
-        argument.push(files);
-        command.arg(argument).arg("-Clink-arg=--format=default");
+        for file in sections {
+            let mut argument = OsString::from("-Clink-arg=");
+            argument.push(file);
+            command.arg(argument);
+        }
+        command.arg("-Clink-arg=--format=default");
     }
     let mut child = command.spawn().map_err(AppError::Spawn)?;
     let mut linked = None;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use segue_kernel::image::{ImageError, VerifyError};
+use segue_kernel::image::origin::OriginError;
+use segue_kernel::image::{BundleError, ImageError, VerifyError};
 
 use crate::bzimage::{HEADER_END, MAX_SECTORS, SECTOR};
 
@@ -42,6 +43,20 @@ pub enum Error {
         /// Its address.
         address: u64,
     },
+    /// The image could not put its own file together.
+    Origin(OriginError),
+    /// Section `.segue.trust` is no list of public keys.
+    BadTrust {
+        /// Its length, bytes.
+        len: usize,
+    },
+    /// The image does not trust the keys that it was to.
+    Untrusting {
+        /// How many it trusts.
+        found: usize,
+        /// How many it was to.
+        wanted: usize,
+    },
     /// What was made of it is no image.
     Image(VerifyError),
 }
@@ -55,6 +70,12 @@ impl Error {
     }
 }
 
+impl From<OriginError> for Error {
+    fn from(error: OriginError) -> Self {
+        Self::Origin(error)
+    }
+}
+
 impl From<elf::ParseError> for Error {
     fn from(error: elf::ParseError) -> Self {
         Self::Elf(error)
@@ -64,6 +85,12 @@ impl From<elf::ParseError> for Error {
 impl From<VerifyError> for Error {
     fn from(error: VerifyError) -> Self {
         Self::Image(error)
+    }
+}
+
+impl From<BundleError> for Error {
+    fn from(error: BundleError) -> Self {
+        Self::Image(error.into())
     }
 }
 
@@ -100,7 +127,17 @@ impl fmt::Display for Error {
                 "the linked file's program header of type {kind} at {address:#x} is in no loaded \
                  segment"
             ),
+            Self::BadTrust { len } => write!(
+                f,
+                "section .segue.trust ({len} bytes) of the linked file is no list of public keys"
+            ),
+            Self::Untrusting { found, wanted } => write!(
+                f,
+                "the linked file trusts {found} keys instead of {wanted}: was it linked with \
+                 linker/image.ld?"
+            ),
             Self::Image(error) => write!(f, "the linked file makes no image: {error}"),
+            Self::Origin(error) => error.fmt(f),
         }
     }
 }

@@ -19,7 +19,7 @@ const FOLDER: u32 = 0o040_755;
 /// Files.
 const FILE: u32 = 0o100_644;
 /// The linker script knows archives by it.
-const EXTENSION: &str = ".files.cpio";
+pub(crate) const EXTENSION: &str = ".files.cpio";
 
 /// Why files were not packed.
 #[derive(Debug)]
@@ -144,15 +144,15 @@ impl Archive {
     }
 }
 
-/// Writes an archive to a file named by its content: cargo links again when that changes, because
-/// the linker's arguments do. Older ones of the app are removed.
-pub fn place(archive: &[u8], folder: &Path, app: &str) -> Result<PathBuf, Error> {
+/// Writes what is to be linked into an app to a file named by its content: cargo links again when
+/// that changes, because the linker's arguments do. Older ones of the app are removed.
+pub fn place(content: &[u8], folder: &Path, app: &str, extension: &str) -> Result<PathBuf, Error> {
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     let mut hasher = DefaultHasher::new();
-    archive.hash(&mut hasher);
-    let name = format!("{app}-{:016x}{EXTENSION}", hasher.finish());
+    content.hash(&mut hasher);
+    let name = format!("{app}-{:016x}{extension}", hasher.finish());
     let path = folder.join(&name);
-    if fs::read(&path).is_ok_and(|there| there == archive) {
+    if fs::read(&path).is_ok_and(|there| there == content) {
         return Ok(path);
     }
     let entries = fs::read_dir(folder).map_err(|error| Error::io(folder, error))?;
@@ -160,14 +160,14 @@ pub fn place(archive: &[u8], folder: &Path, app: &str) -> Result<PathBuf, Error>
         let other = entry.file_name();
         let hash = other
             .to_str()
-            .and_then(|other| other.strip_suffix(EXTENSION)?.strip_prefix(app))
+            .and_then(|other| other.strip_suffix(extension)?.strip_prefix(app))
             .and_then(|rest| rest.strip_prefix('-'));
         if hash.is_some_and(|hash| hash.len() == 16 && u64::from_str_radix(hash, 16).is_ok()) {
             // If it stays, it is only in the way.
             let _ = fs::remove_file(entry.path());
         }
     }
-    write(&path, archive)?;
+    write(&path, content)?;
     Ok(path)
 }
 
@@ -230,10 +230,10 @@ mod tests {
     fn an_archive_has_one_place_for_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("files");
-        let first = place(b"one", &folder, "kv").unwrap();
-        assert_eq!(place(b"one", &folder, "kv").unwrap(), first);
-        let other_app = place(b"one", &folder, "kv-two").unwrap();
-        let second = place(b"two", &folder, "kv").unwrap();
+        let first = place(b"one", &folder, "kv", EXTENSION).unwrap();
+        assert_eq!(place(b"one", &folder, "kv", EXTENSION).unwrap(), first);
+        let other_app = place(b"one", &folder, "kv-two", EXTENSION).unwrap();
+        let second = place(b"two", &folder, "kv", EXTENSION).unwrap();
         assert_ne!(first, second);
         assert!(!first.exists() && other_app.exists());
         assert_eq!(fs::read(second).unwrap(), b"two");

@@ -6,8 +6,8 @@
 //! | `NAME.bundle` | a running image | that, after a bundle header |
 //! | `NAME.img` | `xl` with `type="hvm"`, GRUB, kexec | a Linux bzImage: setup code, then memory |
 //!
-//! The linker leaves name and version in the identity note empty; [`build`] fills them in. What
-//! it makes was accepted by the kernel's own [`verify`], or it makes nothing.
+//! The linker leaves name, version and build id in the identity note empty; [`build`] fills them
+//! in. What it makes was accepted by the kernel's own [`verify`], or it makes nothing.
 //!
 //! An app's folder `files` becomes a cpio archive in the image ([`pack`]), the tree that it reads
 //! files from.
@@ -18,6 +18,7 @@ mod app;
 mod bzimage;
 mod error;
 mod files;
+pub mod keys;
 mod stripped;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,9 @@ use std::path::{Path, PathBuf};
 pub use app::{App, AppError, AppReport, CARGO_ARGUMENTS, TARGET, build_app};
 pub use error::Error;
 pub use files::{FilesError, pack};
-use segue_kernel::image::{BundleHeader, Ident, Image, Name, Version, ident_range, verify};
+use segue_kernel::image::{
+    Ident, Image, Manifest, Name, Policy, PublicKey, Version, assemble, ident_range, origin, verify,
+};
 
 /// What to build, and from what.
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub struct Options {
     pub version: Version,
     /// Where the files go; made if it is not there.
     pub out_dir: PathBuf,
+    /// Keys that the image was linked with, to be trusted; `None` if that is not known.
+    pub trust: Option<Vec<PublicKey>>,
 }
 
 /// A file that was written.
@@ -56,10 +61,8 @@ pub struct Output {
 /// What was built.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What the image says of itself.
-    pub ident: Ident,
-    /// Memory it takes up, bytes.
-    pub span: u64,
+    /// What the bundle's manifest says.
+    pub manifest: Manifest,
     /// The Linux bzImage.
     pub img: Output,
     /// The stripped ELF file.
@@ -83,7 +86,16 @@ pub struct Files {
 pub fn build(options: &Options) -> Result<Report, Error> {
     let linked = fs::read(&options.elf).map_err(|error| Error::io(&options.elf, error))?;
     let files = convert(linked, &options.name, &options.version)?;
-    let (_, image) = verify(&files.bundle)?;
+    let manifest = verify(&files.bundle, &Policy::OPEN)?.manifest;
+    if let Some(trust) = &options.trust {
+        let wanted: Vec<_> = trust.iter().map(PublicKey::id).collect();
+        if *wanted != *manifest.trusts {
+            return Err(Error::Untrusting {
+                found: manifest.trusts.len(),
+                wanted: wanted.len(),
+            });
+        }
+    }
 
     let dir = &options.out_dir;
     fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
@@ -91,8 +103,7 @@ pub fn build(options: &Options) -> Result<Report, Error> {
         write(&dir.join(format!("{}.{extension}", options.name)), bytes)
     };
     Ok(Report {
-        ident: *image.ident(),
-        span: image.span(),
+        manifest,
         img: output("img", &files.img)?,
         elf: output("elf", &files.elf)?,
         bundle: output("bundle", &files.bundle)?,
@@ -104,26 +115,29 @@ pub fn convert(mut linked: Vec<u8>, name: &Name, version: &Version) -> Result<Fi
     let desc = ident_range(&linked)?;
     Ident::stamp(&mut linked[desc], name, version);
     let setup = bzimage::setup_code(&linked)?;
-    let elf = stripped::strip(&linked)?;
+    let mut elf = stripped::strip(&linked)?;
+    if let Some(section) = stripped::origin(&linked, &elf)? {
+        origin::keep(&mut elf, section)?;
+    }
+    // The file is complete but for its build id.
+    Ident::stamp_build(&mut elf)?;
     let image = Image::parse(&elf)?;
     let img = bzimage::bzimage(setup, &elf, &image)?;
 
-    let header = BundleHeader {
-        name: *name,
-        version: *version,
-        abi: image.ident().abi,
-        min_memory: image.span(),
-    };
-    let mut bundle = header.encode(&elf).to_vec();
-    bundle.extend_from_slice(&elf);
-    bundle.extend_from_slice(BundleHeader::padding(&elf));
-    verify(&bundle)?;
+    let mut manifest = Manifest::describe(&elf)?;
+    let trusts = keys::of_linked(&linked)?;
+    manifest.trusts = trusts.iter().map(PublicKey::id).collect();
+    let bundle = assemble(&manifest, &elf, None)?;
+    verify(&bundle, &Policy::OPEN)?;
     drop(image);
     Ok(Files { img, elf, bundle })
 }
 
 /// Writes beside the file and renames: whoever reads it sees the old one or the new one.
-fn write(path: &Path, bytes: &[u8]) -> Result<Output, Error> {
+///
+/// # Errors
+/// It can't be written; what was there is as it was.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<Output, Error> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);

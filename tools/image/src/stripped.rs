@@ -3,6 +3,8 @@
 //! Xen's libelf finds the PVH entry in a note by PT_NOTE, and loads by physical address (p_paddr):
 //! notes stay where PT_NOTE says, and physical addresses are the virtual ones.
 
+use std::ops::Range;
+
 use elf::ElfBytes;
 use elf::abi;
 use elf::endian::LittleEndian;
@@ -94,6 +96,27 @@ pub fn strip(linked: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
+/// Where section `.segue.origin` of the linked file is in the stripped one; `None` if it has none.
+pub fn origin(linked: &[u8], stripped: &[u8]) -> Result<Option<Range<usize>>, Error> {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(linked)?;
+    let found = file.section_header_by_name(".segue.origin")?;
+    let Some(section) = file.section_headers().and(found) else {
+        return Ok(None);
+    };
+    let (address, len) = (section.sh_addr, section.sh_size);
+    let segments = ElfBytes::<LittleEndian>::minimal_parse(stripped)?.segments();
+    let loads = segments.into_iter().flatten();
+    let start = loads
+        .filter(|load| load.p_type == abi::PT_LOAD)
+        .find_map(|load| place(&load, address, len));
+    let start = start.ok_or(Error::NotLoaded {
+        kind: abi::PT_LOAD,
+        address,
+    })?;
+    // Inside of a file that is in memory.
+    Ok(Some(start as usize..(start + len) as usize))
+}
+
 /// What the file holds of a segment.
 fn segment_bytes<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8], Error> {
     let end = header.p_offset.checked_add(header.p_filesz);
@@ -109,11 +132,15 @@ fn segment_bytes<'a>(file: &'a [u8], header: &ProgramHeader) -> Result<&'a [u8],
 
 /// Where what `other` names is now, by its address.
 fn new_offset(loads: &[ProgramHeader], other: &ProgramHeader) -> Option<u64> {
-    loads.iter().find_map(|load| {
-        let offset = other.p_vaddr.checked_sub(load.p_vaddr)?;
-        let end = offset.checked_add(other.p_filesz)?;
-        (end <= load.p_filesz).then_some(load.p_offset + offset)
-    })
+    let place = |load| place(load, other.p_vaddr, other.p_filesz);
+    loads.iter().find_map(place)
+}
+
+/// Where in the file an address is, if all of it is in this segment.
+fn place(load: &ProgramHeader, address: u64, len: u64) -> Option<u64> {
+    let offset = address.checked_sub(load.p_vaddr)?;
+    let end = offset.checked_add(len)?;
+    (end <= load.p_filesz).then_some(load.p_offset + offset)
 }
 
 fn file_header(kind: u16, machine: u16, entry: u64, count: usize) -> Vec<u8> {

@@ -3,7 +3,7 @@ use elf::abi::{PT_DYNAMIC, PT_LOAD, PT_NOTE, PT_TLS};
 use elf::endian::LittleEndian;
 use elf::note::Note;
 use segue_kernel::image::testing::{self, TestImage};
-use segue_kernel::image::{Ident, ImageError, VerifyError};
+use segue_kernel::image::{Bundle, Digest, Ident, ImageError, VerifyError};
 
 use super::*;
 
@@ -21,6 +21,7 @@ fn linked(setup: Vec<u8>) -> Vec<u8> {
         ident: None,
         relr: true,
         setup: Some(setup),
+        trust: Vec::new(),
     };
     image.build()
 }
@@ -49,6 +50,7 @@ fn builds_three_files() {
         name,
         version,
         out_dir: dir.path().join("deep/images"),
+        trust: None,
     };
     let report = build(&options).unwrap();
     let outputs = [&report.img, &report.elf, &report.bundle];
@@ -58,9 +60,20 @@ fn builds_three_files() {
         assert_eq!(fs::metadata(&path).unwrap().len(), output.len);
     }
     assert_eq!(fs::read_dir(&options.out_dir).unwrap().count(), 3);
-    assert_eq!(report.ident.name, name);
-    assert_eq!(report.ident.version, version);
-    assert_eq!(report.span, testing::SPAN);
+    assert_eq!(report.manifest.name, name);
+    assert_eq!(report.manifest.version, version);
+    assert_eq!(report.manifest.min_memory, testing::SPAN);
+    // Keys that did not get into the image are missed.
+    let key = PublicKey::of(&testing::key(1));
+    let trust = Some(vec![key]);
+    let error = build(&Options { trust, ..options }).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::Untrusting {
+            found: 0,
+            wanted: 1
+        }
+    ));
 }
 
 #[test]
@@ -102,16 +115,26 @@ fn stripped_elf_has_only_what_is_loaded() {
 #[test]
 fn bundle_is_accepted_and_loads_like_the_linked_image() {
     let files = convert_linked(linked(setup(0x300))).unwrap();
-    let (bundle, image) = verify(&files.bundle).unwrap();
-    assert_eq!(bundle.image, files.elf);
-    assert_eq!(bundle.header.min_memory, testing::SPAN);
+    let found = verify(&files.bundle, &Policy::OPEN).unwrap();
+    let image = &found.image;
+    assert_eq!(Bundle::parse(&files.bundle).unwrap().image(), files.elf);
+    assert_eq!(found.manifest.min_memory, testing::SPAN);
+    assert!(found.manifest.trusts.is_empty() && !found.manifest.revokes_previous);
     assert_eq!(files.bundle.len() % 8, 0);
+    // It is the file's digest but for itself.
+    let build = found.manifest.build;
+    let at = files.elf.windows(32).position(|w| *w == build.0).unwrap();
+    let mut without = files.elf.clone();
+    without[at..at + 32].fill(0);
+    assert_eq!(Digest::of(&[&without]).0, build.0);
+    assert_eq!(Digest::of(&[&files.elf]), found.manifest.image);
 
     let (name, version) = labels();
     let ident = Ident {
         name,
         version,
         trial: false,
+        build,
         ..testing::ident().unwrap()
     };
     let original = TestImage {
@@ -121,10 +144,36 @@ fn bundle_is_accepted_and_loads_like_the_linked_image() {
     let original = original.build();
     let load = |image: &Image<'_>| {
         let mut memory = vec![0xaa; image.span() as usize];
-        image.load(0x123_4000, &mut memory).unwrap();
+        let digests: Vec<_> = image
+            .segment_files()
+            .map(|data| Digest::of(&[data]))
+            .collect();
+        image.load(0x123_4000, &mut memory, &digests).unwrap();
         memory
     };
-    assert!(load(&image) == load(&Image::parse(&original).unwrap()));
+    assert!(load(image) == load(&Image::parse(&original).unwrap()));
+}
+
+#[test]
+fn manifests_say_whom_the_linked_image_trusts() {
+    let public = [1, 2].map(|n| PublicKey::of(&testing::key(n)));
+    let with = |trust: Vec<u8>| {
+        let image = TestImage {
+            ident: None,
+            relr: true,
+            setup: Some(setup(0x300)),
+            trust,
+        };
+        convert_linked(image.build())
+    };
+    let bytes = public.map(|key| key.0).concat();
+    let bundle = with(bytes.clone()).unwrap().bundle;
+    let found = verify(&bundle, &Policy::OPEN).unwrap();
+    assert_eq!(found.manifest.trusts[..], public.map(|key| key.id()));
+    let cut = with(bytes[..63].to_vec());
+    assert!(matches!(cut, Err(Error::BadTrust { len: 63 })));
+    let many = with(bytes.repeat(9));
+    assert!(matches!(many, Err(Error::BadTrust { .. })));
 }
 
 #[test]
@@ -200,6 +249,7 @@ fn missing_input_is_named() {
         name,
         version,
         out_dir: "/nonexistent".into(),
+        trust: None,
     };
     let error = build(&options).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/linked: "));
@@ -211,7 +261,7 @@ fn mutations_work_on_built_bundles_too() {
     for mutation in testing::MUTATIONS {
         let mut bytes = good.clone();
         mutation.apply(&mut bytes);
-        let error = verify(&bytes).unwrap_err();
+        let error = verify(&bytes, &Policy::OPEN).unwrap_err();
         assert_eq!(
             testing::variant(&error),
             mutation.expect,

@@ -141,11 +141,12 @@ struct Bench {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASURES: [(&str, Measure); 7] = [
+const MEASURES: [(&str, Measure); 8] = [
     ("switches", blackout),
     ("switches with shared_info in RAM", moved),
     ("switches with 2 and with 8 vCPUs", vcpus),
     ("switches to a padded image", padded),
+    ("what comes before the blackout", before),
     ("start", start),
     ("the clock", clock),
     ("the network, beside Linux", network::network),
@@ -289,13 +290,35 @@ fn max_hypercalls(bench: &Bench, vcpus: u32) -> Result<f64> {
     )?))
 }
 
-fn padded(bench: &Bench) -> Result<Vec<Row>> {
+/// Bytes that make gauntlet's image larger.
+const PADDING: usize = 32 << 20;
+
+/// What a bundle of 2 MiB takes before anything stops: copied, verified, loaded, its record written,
+/// and the running image loaded once more as the way back.
+fn before(bench: &Bench) -> Result<Vec<Row>> {
+    let bundle = fs::metadata(&bench.images.gauntlet.bundle)?.len() as usize;
+    let more = (2usize << 20).checked_sub(bundle);
+    let more = more.context("gauntlet's own bundle has more than 2 MiB")?;
+    let (plain, larger) = alternate(bench, more, "before_us")?;
+    let row = |name: &str, us: &[f64]| {
+        let ms = quantile(us, 0.5) / 1000.0;
+        Row::new("switch", name, ms, "ms").runs(us.len())
+    };
+    let own = format!("from replace_image to the blackout, {} kB", bundle / 1000);
+    Ok(vec![
+        row("from replace_image to the blackout, 2 MiB", &larger),
+        row(&own, &plain),
+    ])
+}
+
+/// Switches to gauntlet and to a larger gauntlet in turn; gives what the switches to each say.
+fn alternate(bench: &Bench, padding: usize, key: &str) -> Result<(Vec<f64>, Vec<f64>)> {
     let image = &bench.images.gauntlet;
     let count = bench.pick(20, 8);
     let run = Guest::new(image, Kind::Hvm, 2)
         .memory(256)
         .module(&image.bundle)
-        .cmdline(format!("-- --padded {count}"))
+        .cmdline(format!("-- --padded {count} {padding}"))
         .run(&bench.xen)?;
     run.one("gauntlet: done padded")?;
     let (mut plain, mut padded) = (Vec::new(), Vec::new());
@@ -306,11 +329,16 @@ fn padded(bench: &Bench) -> Result<Vec<Row>> {
         } else if line.text.starts_with("segue: switch ")
             && let Some(is_padded) = to.take()
         {
-            let us = Event { text: &line.text }.number("blackout_us")? as f64;
+            let us = Event { text: &line.text }.number(key)? as f64;
             if is_padded { &mut padded } else { &mut plain }.push(us);
         }
     }
     ensure!(!plain.is_empty() && !padded.is_empty(), "no switches");
+    Ok((plain, padded))
+}
+
+fn padded(bench: &Bench) -> Result<Vec<Row>> {
+    let (plain, padded) = alternate(bench, PADDING, "blackout_us")?;
     // The least of many is what the work itself takes; the rest is the machine's.
     let least = |values: &[f64]| quantile(values, 0.0) / 1000.0;
     let half = |values: &[f64]| quantile(values, 0.5) / 1000.0;

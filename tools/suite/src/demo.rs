@@ -212,7 +212,7 @@ fn clocks(run: &Run) -> Result<()> {
 
 /// What a tick line ends with: the time, with or without a date.
 fn said<'a>(tick: &Event<'a>) -> &'a str {
-    let (_, rest) = tick.text.split_once("tick=").unwrap_or(("", tick.text));
+    let (_, rest) = tick.text.split_once("total=").unwrap_or(("", tick.text));
     rest.split_once(' ').map_or(rest, |(_, said)| said)
 }
 
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn ticks_are_read() {
         let tick = Event {
-            text: "clock 0.2.0 generation=2 tick=1 2026-11-23 01:50:16.594",
+            text: "clock 0.2.0 generation=2 tick=1 total=4 2026-11-23 01:50:16.594",
         };
         assert_eq!(said(&tick), "2026-11-23 01:50:16.594");
         let wanted = Duration::from_millis((3600 + 50 * 60 + 16) * 1000 + 594);

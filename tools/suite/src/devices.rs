@@ -100,7 +100,8 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
     Ok(())
 }
 
-fn same(first: &Event, last: &Event) -> Result<()> {
+/// An audit is what another was.
+pub fn same(first: &Event, last: &Event) -> Result<()> {
     for key in AUDITED {
         last.is(key, first.get(key)?)?;
     }
@@ -108,7 +109,7 @@ fn same(first: &Event, last: &Event) -> Result<()> {
 }
 
 /// Each switch was a whole one, to the right image.
-fn switched<'a>(run: &Run, until: u64, image: impl Fn(u64) -> &'a str) -> Result<()> {
+pub fn switched<'a>(run: &Run, until: u64, image: impl Fn(u64) -> &'a str) -> Result<()> {
     let mut from = 1;
     for switch in run.events("segue: switch ") {
         let check = || {

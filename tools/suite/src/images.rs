@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use segue_image::{App, AppReport, build_app};
+use segue_kernel::image::{PublicKey, testing};
 
 /// An image's files.
 pub struct Image {
@@ -35,6 +36,8 @@ pub struct Images {
     pub sentinel: Image,
     /// Tries all that can go wrong.
     pub gauntlet: Image,
+    /// The same, and trusts a key: takes and refuses what it should.
+    pub gauntlet_trusting: Image,
     /// Drives threads, locks and clocks by std's interface.
     pub stdtest: Image,
     /// The same as another version.
@@ -57,14 +60,24 @@ impl Images {
         let next = out.join("next");
         let hello = image("hello", None, &[], out)?;
         let sentinel = image("sentinel", None, &[], out)?;
+        let gauntlet_trusting = build(App {
+            trust: vec![PublicKey::of(&testing::key(1))],
+            ..app("gauntlet", &out.join("trusting"))
+        })?;
         let gauntlet = image("gauntlet", None, &[], out)?;
         let stdtest = image("stdtest", None, &[], out)?;
         let httpd = image("httpd", None, &[], out)?;
         let kv = image("kv", None, &[], out)?;
         let echo = image("echo", None, &[], out)?;
-        let clock_next = image("clock", Some("0.2.0"), &["date"], &next)?;
+        // Of another source, and optimised otherwise: images need not be alike.
+        let clock_next = build(App {
+            version: Some("0.2.0".into()),
+            features: vec!["date".into()],
+            opt_level: Some("1".into()),
+            ..app("clock", &next)
+        })?;
         let clock = image("clock", None, &[], out)?;
-        let stdtest_next = image("stdtest", Some("0.2.0"), &[], &next)?;
+        let stdtest_next = image("stdtest", Some("0.2.0"), &["next"], &next)?;
         let clock_bundles = out.join("clock.bundles");
         join(&clock_bundles, &[&clock, &clock_next])?;
         let stdtest_bundles = out.join("stdtest.bundles");
@@ -80,6 +93,7 @@ impl Images {
             clock_bundles,
             sentinel,
             gauntlet,
+            gauntlet_trusting,
             stdtest,
             stdtest_next,
             stdtest_bundles,
@@ -90,13 +104,14 @@ impl Images {
     }
 
     /// Each of them.
-    pub fn all(&self) -> [&Image; 10] {
+    pub fn all(&self) -> [&Image; 11] {
         [
             &self.hello,
             &self.clock,
             &self.clock_next,
             &self.sentinel,
             &self.gauntlet,
+            &self.gauntlet_trusting,
             &self.stdtest,
             &self.stdtest_next,
             &self.httpd,
@@ -116,16 +131,29 @@ fn join(to: &Path, images: &[&Image]) -> Result<()> {
 }
 
 fn image(name: &str, version: Option<&str>, features: &[&str], out: &Path) -> Result<Image> {
-    let AppReport { files, .. } = build_app(&App {
-        name: name.into(),
+    build(App {
         version: version.map(Into::into),
         features: features.iter().map(|&feature| feature.into()).collect(),
+        ..app(name, out)
+    })
+}
+
+fn app(name: &str, out: &Path) -> App {
+    App {
+        name: name.into(),
+        version: None,
+        features: Vec::new(),
+        opt_level: None,
+        trust: Vec::new(),
         out_dir: out.into(),
         folder: ".".into(),
-    })
-    .with_context(|| format!("app {name}"))?;
+    }
+}
+
+fn build(app: App) -> Result<Image> {
+    let AppReport { files, .. } = build_app(&app).with_context(|| format!("app {}", app.name))?;
     Ok(Image {
-        ident: format!("{}-{}", files.ident.name, files.ident.version),
+        ident: format!("{}-{}", files.manifest.name, files.manifest.version),
         img_len: files.img.len,
         img: files.img.path,
         elf: files.elf.path,

@@ -9,8 +9,10 @@ mod devices;
 mod guest;
 mod images;
 mod net;
+mod probation;
 mod qemu;
 mod soak;
+mod state;
 mod test;
 
 use std::path::Path;

@@ -2,10 +2,11 @@
 //!
 //! Plain state over a [`Ring`]; who waits and who wakes is the client's matter.
 
-use super::wire::{Decoder, Header, Message, Op, PAYLOAD_MAX, Ring, Violation};
+use super::wire::{Decoder, HEADER_LEN, Header, Message, Op, PAYLOAD_MAX, Ring, Torn, Violation};
 use super::{Error, Refusal, WatchEvent};
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 /// Watch events kept for those who have not fetched them; the same one twice counts once.
@@ -26,11 +27,18 @@ enum Slot {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Connection {
-    out: VecDeque<u8>,
+    /// Requests that are not all in the ring yet.
+    out: VecDeque<Vec<u8>>,
+    /// Bytes of the first of them that are.
+    sent: usize,
     decoder: Decoder,
     requests: Vec<(u32, Slot)>,
     events: VecDeque<WatchEvent>,
     next_id: u32,
+    /// Bytes of a torn reply that are passed over.
+    skip: usize,
+    /// Replies to requests of an image that has crashed may come.
+    lenient: bool,
     failed: Option<Violation>,
 }
 
@@ -40,12 +48,29 @@ impl Connection {
     pub const fn new(first_id: u32) -> Self {
         Self {
             out: VecDeque::new(),
+            sent: 0,
             decoder: Decoder::new(),
             requests: Vec::new(),
             events: VecDeque::new(),
             next_id: first_id,
+            skip: 0,
+            lenient: false,
             failed: None,
         }
+    }
+
+    /// The same, where an image has crashed in the middle of messages. What is missing of its request
+    /// is sent as zeros, which xenstored takes for a path or a value that ends early; the rest of its
+    /// reply, and replies to its other requests, are passed over.
+    #[must_use]
+    pub fn after_crash(first_id: u32, torn: Torn) -> Self {
+        let mut new = Self::new(first_id);
+        if torn.request != 0 {
+            new.out.push_back(vec![0; torn.request as usize]);
+        }
+        new.skip = torn.reply as usize;
+        new.lenient = true;
+        new
     }
 
     /// Queues a request whose payload is `parts`, one after the other.
@@ -71,10 +96,12 @@ impl Connection {
             transaction,
             len: len as u32,
         };
-        self.out.extend(header.to_bytes());
+        let mut message = Vec::with_capacity(HEADER_LEN + len);
+        message.extend(header.to_bytes());
         for part in parts {
-            self.out.extend(*part);
+            message.extend(*part);
         }
+        self.out.push_back(message);
         self.requests.push((id, Slot::Waiting(op)));
         Ok(RequestId(id))
     }
@@ -101,23 +128,56 @@ impl Connection {
 
     fn try_pump(&mut self, ring: &mut impl Ring) -> Result<bool, Violation> {
         let mut moved = false;
-        while !self.out.is_empty() {
-            let sent = ring.send(self.out.as_slices().0)?;
+        while let Some(first) = self.out.front() {
+            if self.sent == 0 {
+                // A header goes out whole: xenstored has to know how long a message is of which only
+                // the rest can be made up after a crash.
+                if ring.room()? < HEADER_LEN {
+                    break;
+                }
+                ring.request_begins(first.len() as u32);
+            }
+            let sent = ring.send(first.get(self.sent..).unwrap_or(&[]))?;
             if sent == 0 {
                 break;
             }
-            self.out.drain(..sent.min(self.out.len()));
             moved = true;
+            self.sent += sent;
+            if self.sent >= first.len() {
+                self.out.pop_front();
+                self.sent = 0;
+            }
         }
         let mut buf = [0; 256];
         loop {
-            let count = ring.receive(&mut buf)?;
-            let mut rest = buf.get(..count).ok_or(Violation::RingIndices)?;
-            if rest.is_empty() {
+            let begins = self.skip == 0 && self.decoder.at_boundary();
+            let wanted = match self.skip {
+                0 => self.decoder.missing(),
+                n => n,
+            };
+            let room = buf.len().min(wanted);
+            let count = ring.look(&mut buf[..room])?;
+            let mut bytes = buf.get(..count).ok_or(Violation::RingIndices)?;
+            // A header is taken whole, so that the end of its message is known as soon as one byte is.
+            if bytes.is_empty() || begins && count < HEADER_LEN {
                 break;
             }
+            let message = if self.skip == 0 {
+                self.decoder.feed(&mut bytes)?
+            } else {
+                self.skip -= count;
+                None
+            };
+            if begins {
+                let payload = match self.decoder.at_boundary() {
+                    true => 0,
+                    false => self.decoder.missing(),
+                };
+                ring.reply_begins((HEADER_LEN + payload) as u32);
+            }
+            ring.take(count);
             moved = true;
-            while let Some(message) = self.decoder.feed(&mut rest)? {
+            if let Some(message) = message {
                 self.accept(message)?;
             }
         }
@@ -139,8 +199,10 @@ impl Connection {
         let at = self
             .requests
             .iter()
-            .position(|(i, slot)| *i == id && !matches!(slot, Slot::Done(_)))
-            .ok_or(Violation::Reply)?;
+            .position(|(i, slot)| *i == id && !matches!(slot, Slot::Done(_)));
+        let Some(at) = at else {
+            return self.lenient.then_some(()).ok_or(Violation::Reply);
+        };
         let (Slot::Waiting(asked) | Slot::Abandoned(asked)) = self.requests[at].1 else {
             return Err(Violation::Reply);
         };
@@ -199,6 +261,7 @@ impl Connection {
     pub fn is_quiet(&self) -> bool {
         self.failed.is_some()
             || (self.out.is_empty()
+                && self.skip == 0
                 && self.decoder.at_boundary()
                 && self
                     .requests
@@ -222,8 +285,8 @@ impl WatchEvent {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::HEADER_LEN;
     use super::*;
+    use crate::xen::xenstore::wire::{Interface, Marks};
     use proptest::prelude::*;
 
     /// A ring whose other side is the test.
@@ -235,12 +298,15 @@ mod tests {
     }
 
     impl Ring for Wire {
-        fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+        fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
             let n = buf.len().min(self.to_us.len());
-            for (to, byte) in buf.iter_mut().zip(self.to_us.drain(..n)) {
-                *to = byte;
+            for (to, byte) in buf.iter_mut().zip(&self.to_us) {
+                *to = *byte;
             }
             Ok(n)
+        }
+        fn take(&mut self, count: usize) {
+            self.to_us.drain(..count);
         }
         fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
             let n = bytes.len().min(self.chunk);
@@ -312,6 +378,124 @@ mod tests {
             c.request(Op::Read, 0, &[]),
             Err(Error::Closed(Violation::Reply))
         );
+    }
+
+    /// Wherever a crash tears what is on the way, the next image's calls are answered.
+    #[test]
+    fn after_a_crash_the_ring_is_used_on() {
+        let request_len = HEADER_LEN + 2;
+        let answer = reply(Op::Read, 7, b"stale");
+        for sent in 0..=request_len {
+            for read in 0..=answer.len() {
+                let mut wire = Wire {
+                    chunk: 4096,
+                    from_us: vec![1; sent],
+                    to_us: answer[read..].iter().copied().collect(),
+                };
+                // An answer of which nothing was read is not torn, it is one to nobody.
+                let torn = Torn {
+                    request: if sent == 0 {
+                        0
+                    } else {
+                        (request_len - sent) as u32
+                    },
+                    reply: if read == 0 {
+                        0
+                    } else {
+                        (answer.len() - read) as u32
+                    },
+                };
+                let mut c = Connection::after_crash(100, torn);
+                let a = c.request(Op::Read, 0, &[b"a\0"]).unwrap();
+                wire.to_us.extend(reply(Op::Read, 8, b"stale, too"));
+                wire.to_us.extend(reply(Op::Read, 100, b"value"));
+                c.pump(&mut wire);
+                assert_eq!(c.take(a), Some(Ok(b"value".to_vec())), "{torn:?}");
+                let whole = if sent == 0 { 0 } else { request_len };
+                assert_eq!(wire.from_us.len(), whole + request_len);
+                assert!(c.is_quiet());
+            }
+        }
+    }
+
+    /// A ring with marks, as a domain has it.
+    struct Marked {
+        ring: Interface,
+        marks: Marks,
+    }
+
+    impl Ring for Marked {
+        fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+            self.ring.look(buf)
+        }
+        fn take(&mut self, count: usize) {
+            self.ring.take(count);
+        }
+        fn reply_begins(&mut self, len: u32) {
+            self.ring.mark_reply(&self.marks, len);
+        }
+        fn request_begins(&mut self, len: u32) {
+            self.ring.mark_request(&self.marks, len);
+        }
+        fn room(&self) -> Result<usize, Violation> {
+            self.ring.room()
+        }
+        fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+            self.ring.send(bytes)
+        }
+        fn notify(&mut self) {}
+    }
+
+    /// xenstored can read on after a crash: it has each header whole, or nothing of it.
+    #[test]
+    fn a_header_is_sent_whole_or_not_at_all() {
+        for room in 0..3 * HEADER_LEN {
+            let mut wire = Marked {
+                ring: Interface::blank(),
+                marks: Marks::new(),
+            };
+            wire.ring.mark_nothing(&wire.marks);
+            let full = wire.ring.room().unwrap();
+            assert_eq!(wire.ring.send(&vec![7; full - room]).unwrap(), full - room);
+            let mut old = Connection::new(1);
+            let _ = old.request(Op::Write, 0, &[b"a\0", b"value"]).unwrap();
+            old.pump(&mut wire);
+            let sent = room - wire.ring.room().unwrap();
+            assert!(sent == 0 || sent >= HEADER_LEN, "{sent} of {room}");
+            // What is sent and what is made up is one message.
+            let missing = wire.ring.torn(&wire.marks).request as usize;
+            assert!(sent == 0 && missing == 0 || sent + missing == HEADER_LEN + 7);
+        }
+    }
+
+    /// However far the stale replies have come when an image crashes, empty ones among them: what
+    /// the marks say is what the next image has to pass over.
+    #[test]
+    fn marks_say_what_a_crash_tears_of_replies() {
+        for first in [&b""[..], b"OK\0"] {
+            let mut stale = reply(Op::Directory, 1, first);
+            stale.extend(reply(Op::Write, 2, b"OK\0"));
+            for there in 0..=stale.len() {
+                let mut wire = Marked {
+                    ring: Interface::blank(),
+                    marks: Marks::new(),
+                };
+                let mut old = Connection::new(1);
+                let _ = old.request(Op::Directory, 0, &[b"a\0"]).unwrap();
+                let _ = old.request(Op::Write, 0, &[b"a\0", b"1"]).unwrap();
+                wire.ring.put_replies(&stale[..there]).unwrap();
+                old.pump(&mut wire);
+                let torn = wire.ring.torn(&wire.marks);
+                let mut new = Connection::after_crash(100, torn);
+                let a = new.request(Op::Read, 0, &[b"a\0"]).unwrap();
+                wire.ring.put_replies(&stale[there..]).unwrap();
+                wire.ring
+                    .put_replies(&reply(Op::Read, 100, b"value"))
+                    .unwrap();
+                new.pump(&mut wire);
+                assert_eq!(new.take(a), Some(Ok(b"value".to_vec())), "{torn:?} {there}");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod connection;
 pub mod wire;
 
 pub use connection::{Connection, RequestId};
-pub use wire::{Ring, Violation};
+pub use wire::{Ring, Torn, Violation};
 
 use crate::sync::Lock;
 use crate::xen::wait::WaitQueue;
@@ -160,9 +160,14 @@ impl<R> fmt::Debug for Client<R> {
 impl<R: Ring> Client<R> {
     /// Over a ring on which no message is under way; requests are numbered from `first_id` on.
     pub const fn new(ring: R, first_id: u32) -> Self {
+        Self::over(ring, Connection::new(first_id))
+    }
+
+    /// Over a ring and what is known of the messages on it.
+    pub const fn over(ring: R, connection: Connection) -> Self {
         Self {
             inner: Lock::new(Inner {
-                connection: Connection::new(first_id),
+                connection,
                 ring,
                 frozen: false,
             }),
@@ -456,8 +461,8 @@ pub use shared::{SharedRing, adopt, client, find, home};
 
 #[cfg(target_os = "hermit")]
 mod shared {
-    use super::wire::{Interface, Ring, Violation};
-    use super::{Client, Error};
+    use super::wire::{Interface, Marks, Ring, Torn, Violation};
+    use super::{Client, Connection, Error};
     use crate::memory::Gfn;
     use crate::xen::hypercall::{self, Port};
     use crate::xen::{Committed, events};
@@ -477,11 +482,35 @@ mod shared {
             // SAFETY: `adopt`'s promise: the frame is the ring, mapped; all fields are atomics.
             unsafe { &*self.gfn.addr().as_ptr::<Interface>() }
         }
+
+        /// What is on the way: for a crash, so it takes no lock.
+        pub fn torn(&self) -> Torn {
+            self.interface().torn(&MARKS)
+        }
     }
 
+    /// Of the one ring there is.
+    static MARKS: Marks = Marks::new();
+
     impl Ring for SharedRing {
-        fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
-            self.interface().receive(buf)
+        fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+            self.interface().look(buf)
+        }
+
+        fn take(&mut self, count: usize) {
+            self.interface().take(count);
+        }
+
+        fn reply_begins(&mut self, len: u32) {
+            self.interface().mark_reply(&MARKS, len);
+        }
+
+        fn request_begins(&mut self, len: u32) {
+            self.interface().mark_request(&MARKS, len);
+        }
+
+        fn room(&self) -> Result<usize, Violation> {
+            self.interface().room()
         }
 
         fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
@@ -515,10 +544,15 @@ mod shared {
     ///
     /// # Safety
     /// Its frame is the xenstore ring, mapped writable for as long as this image runs, and no
-    /// message is under way in it.
-    pub unsafe fn adopt(token: Committed, ring: SharedRing, generation: u64) {
+    /// message is under way in it but what `torn` says.
+    pub unsafe fn adopt(token: Committed, ring: SharedRing, generation: u64, torn: Option<Torn>) {
         let first_id = (generation as u32) << 24 | 1;
-        CLIENT.get_or_init(|| (ring, Client::new(ring, first_id)));
+        let connection = match torn {
+            Some(torn) => Connection::after_crash(first_id, torn),
+            None => Connection::new(first_id),
+        };
+        ring.interface().mark_nothing(&MARKS);
+        CLIENT.get_or_init(|| (ring, Client::over(ring, connection)));
         events::handle(token, ring.port, |_| {
             if let Some((_, client)) = CLIENT.get() {
                 client.waiters().wake_all();

@@ -122,12 +122,15 @@ impl Store {
 }
 
 impl Ring for Store {
-    fn receive(&mut self, buf: &mut [u8]) -> std::result::Result<usize, Violation> {
-        let n = buf.len().min(self.to_client.len()).min(13);
-        for (to, byte) in buf.iter_mut().zip(self.to_client.drain(..n)) {
-            *to = byte;
+    fn look(&mut self, buf: &mut [u8]) -> std::result::Result<usize, Violation> {
+        let n = buf.len().min(self.to_client.len()).min(19);
+        for (to, byte) in buf.iter_mut().zip(self.to_client.range(..n)) {
+            *to = *byte;
         }
         Ok(n)
+    }
+    fn take(&mut self, count: usize) {
+        self.to_client.drain(..count);
     }
     fn send(&mut self, bytes: &[u8]) -> std::result::Result<usize, Violation> {
         let n = bytes.len().min(11);

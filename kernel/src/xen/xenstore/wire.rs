@@ -167,6 +167,16 @@ impl Decoder {
         }))
     }
 
+    /// Bytes that are missing of the message that has begun: of its payload, once its header is
+    /// whole.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        match HEADER_LEN - self.have {
+            0 => (Header::from_bytes(&self.head).len as usize).saturating_sub(self.payload.len()),
+            n => n,
+        }
+    }
+
     /// Whether the last message is whole.
     #[must_use]
     pub fn at_boundary(&self) -> bool {
@@ -175,12 +185,32 @@ impl Decoder {
 }
 
 /// Moves bytes to and from xenstored.
+///
+/// What is on the way is marked before it moves, so that an image that is started after a crash
+/// knows what is missing of it.
 pub trait Ring {
-    /// Takes bytes that are there; returns how many, 0 for none.
+    /// Copies bytes that are there, from the first on; returns how many, 0 for none.
     ///
     /// # Errors
     /// The ring is broken.
-    fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation>;
+    fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation>;
+
+    /// Takes that many off.
+    fn take(&mut self, count: usize);
+
+    /// A reply of `len` bytes begins with the first one there.
+    fn reply_begins(&mut self, _len: u32) {}
+
+    /// A request of `len` bytes begins with the next one given.
+    fn request_begins(&mut self, _len: u32) {}
+
+    /// Bytes that can be given now.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    fn room(&self) -> Result<usize, Violation> {
+        Ok(usize::MAX)
+    }
 
     /// Gives bytes as far as there is room; returns how many.
     ///
@@ -190,6 +220,35 @@ pub trait Ring {
 
     /// Tells the other side that something was moved.
     fn notify(&mut self);
+}
+
+/// What a crash has torn: bytes that are missing of a request, and of a reply.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Torn {
+    /// Not sent yet.
+    pub request: u32,
+    /// Not read yet.
+    pub reply: u32,
+}
+
+/// Where the messages that are on the way begin and end, in the ring's own counts of bytes.
+#[derive(Debug, Default)]
+pub struct Marks {
+    request_start: AtomicU32,
+    request_end: AtomicU32,
+    reply_end: AtomicU32,
+}
+
+impl Marks {
+    /// Of no message.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            request_start: AtomicU32::new(0),
+            request_end: AtomicU32::new(0),
+            reply_end: AtomicU32::new(0),
+        }
+    }
 }
 
 /// `struct xenstore_domain_interface`.
@@ -207,12 +266,71 @@ pub struct Interface {
 const _: () = assert!(core::mem::offset_of!(Interface, rsp_prod) == 2060);
 
 impl Interface {
-    /// Takes bytes off the response ring.
+    /// Copies bytes of the response ring, which stay.
     ///
     /// # Errors
     /// Indices further apart than the ring is long.
-    pub fn receive(&self, buf: &mut [u8]) -> Result<usize, Violation> {
-        take(&self.rsp, &self.rsp_cons, &self.rsp_prod, buf)
+    pub fn look(&self, buf: &mut [u8]) -> Result<usize, Violation> {
+        look(&self.rsp, &self.rsp_cons, &self.rsp_prod, buf)
+    }
+
+    /// Takes bytes that were looked at off the response ring.
+    pub fn take(&self, count: usize) {
+        take(&self.rsp_cons, count as u32);
+    }
+
+    /// Nothing is on the way: once, before anything is.
+    pub fn mark_nothing(&self, marks: &Marks) {
+        self.mark_request(marks, 0);
+        self.mark_reply(marks, 0);
+    }
+
+    /// See [`Ring::reply_begins`].
+    pub fn mark_reply(&self, marks: &Marks, len: u32) {
+        let start = self.rsp_cons.load(Ordering::Relaxed);
+        marks
+            .reply_end
+            .store(start.wrapping_add(len), Ordering::Release);
+    }
+
+    /// See [`Ring::request_begins`].
+    pub fn mark_request(&self, marks: &Marks, len: u32) {
+        let start = self.req_prod.load(Ordering::Relaxed);
+        // In this order: between the two nothing is missing, as nothing has been sent.
+        marks.request_start.store(start, Ordering::Release);
+        marks
+            .request_end
+            .store(start.wrapping_add(len), Ordering::Release);
+    }
+
+    /// What is on the way. May be asked at any moment of the other functions, in a crash.
+    #[must_use]
+    pub fn torn(&self, marks: &Marks) -> Torn {
+        const LONGEST: u32 = (HEADER_LEN + PAYLOAD_MAX) as u32;
+        let missing = |end: u32, at: u32| match end.wrapping_sub(at) {
+            // Marks of a message that was not on this ring.
+            n if n > LONGEST => 0,
+            n => n,
+        };
+        let sent = self.req_prod.load(Ordering::Acquire);
+        let read = self.rsp_cons.load(Ordering::Acquire);
+        let whole = sent == marks.request_start.load(Ordering::Acquire);
+        Torn {
+            request: match whole {
+                true => 0,
+                false => missing(marks.request_end.load(Ordering::Acquire), sent),
+            },
+            reply: missing(marks.reply_end.load(Ordering::Acquire), read),
+        }
+    }
+
+    /// Bytes that the request ring has room for.
+    ///
+    /// # Errors
+    /// Indices further apart than the ring is long.
+    pub fn room(&self) -> Result<usize, Violation> {
+        let at = self.req_prod.load(Ordering::Relaxed);
+        room(at, &self.req_cons).map(|n| n as usize)
     }
 
     /// Puts bytes into the request ring.
@@ -251,7 +369,9 @@ impl Interface {
     }
 
     pub fn take_requests(&self, buf: &mut [u8]) -> Result<usize, Violation> {
-        take(&self.req, &self.req_cons, &self.req_prod, buf)
+        let count = look(&self.req, &self.req_cons, &self.req_prod, buf)?;
+        take(&self.req_cons, count as u32);
+        Ok(count)
     }
 
     pub fn put_replies(&self, bytes: &[u8]) -> Result<usize, Violation> {
@@ -261,7 +381,7 @@ impl Interface {
 
 type Bytes = [AtomicU8; RING_SIZE as usize];
 
-fn take(
+fn look(
     ring: &Bytes,
     cons: &AtomicU32,
     prod: &AtomicU32,
@@ -277,16 +397,25 @@ fn take(
         *to = ring[(at % RING_SIZE) as usize].load(Ordering::Relaxed);
         at = at.wrapping_add(1);
     }
-    fence(Ordering::AcqRel);
-    cons.store(at, Ordering::Release);
     Ok(count)
+}
+
+fn take(cons: &AtomicU32, count: u32) {
+    // The bytes have been read before the other side may write over them.
+    fence(Ordering::AcqRel);
+    let at = cons.load(Ordering::Relaxed);
+    cons.store(at.wrapping_add(count), Ordering::Release);
+}
+
+/// Bytes that there is room for at `at`.
+fn room(at: u32, cons: &AtomicU32) -> Result<u32, Violation> {
+    let used = at.wrapping_sub(cons.load(Ordering::Acquire));
+    RING_SIZE.checked_sub(used).ok_or(Violation::RingIndices)
 }
 
 fn put(ring: &Bytes, cons: &AtomicU32, prod: &AtomicU32, bytes: &[u8]) -> Result<usize, Violation> {
     let mut at = prod.load(Ordering::Relaxed);
-    let used = at.wrapping_sub(cons.load(Ordering::Acquire));
-    let room = RING_SIZE.checked_sub(used).ok_or(Violation::RingIndices)? as usize;
-    let count = bytes.len().min(room);
+    let count = bytes.len().min(room(at, cons)? as usize);
     for byte in bytes.iter().take(count) {
         ring[(at % RING_SIZE) as usize].store(*byte, Ordering::Relaxed);
         at = at.wrapping_add(1);
@@ -369,7 +498,41 @@ mod tests {
             ring.req_prod.store(ring.req_cons.load(Ordering::Relaxed).wrapping_add(lie), Ordering::Relaxed);
             prop_assert_eq!(ring.send(b"x"), Err(Violation::RingIndices));
             ring.rsp_prod.store(lie, Ordering::Relaxed);
-            prop_assert_eq!(ring.receive(&mut [0]), Err(Violation::RingIndices));
+            prop_assert_eq!(ring.look(&mut [0]), Err(Violation::RingIndices));
+        }
+
+        /// What is missing of the message that is on the way is known at any moment.
+        #[test]
+        fn what_a_crash_tears_is_known(
+            start in prop_oneof![Just(0u32), Just(u32::MAX - 100), any::<u32>()],
+            requests in proptest::collection::vec(16u32..1000, 1..5),
+            crash_at in any::<proptest::sample::Index>(),
+        ) {
+            let ring = Interface::blank();
+            for index in ring.indices() {
+                index.store(start, Ordering::Relaxed);
+            }
+            let marks = Marks::new();
+            ring.mark_nothing(&marks);
+            let total: u32 = requests.iter().sum();
+            let mut left = crash_at.index(total as usize + 1) as u32;
+            for len in requests {
+                ring.mark_request(&marks, len);
+                prop_assert_eq!(ring.torn(&marks).request, 0);
+                let now = left.min(len);
+                prop_assert_eq!(ring.send(&vec![0; now as usize]), Ok(now as usize));
+                let missing = if now == 0 { 0 } else { len - now };
+                prop_assert_eq!(ring.torn(&marks), Torn { request: missing, reply: 0 });
+                ring.put_replies(&vec![0; now as usize]).unwrap();
+                ring.mark_reply(&marks, len);
+                ring.take(now as usize);
+                prop_assert_eq!(ring.torn(&marks).reply, len - now);
+                ring.take_requests(&mut vec![0; len as usize]).unwrap();
+                left -= now;
+                if left == 0 {
+                    break;
+                }
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Bundles and the ELF images in them. The digest is made right, else nothing would get past it.
+//! Bundles and the ELF images in them. Digests are made right and a signature is put on, else nothing
+//! would get past them.
 
 use crate::Target;
 use segue_kernel::image::testing::{self, MUTATIONS, TestImage};
-use segue_kernel::image::{Image, bundles, verify};
+use segue_kernel::image::{
+    Bundle, Image, Policy, PublicKey, TrustedKeys, VerifyError, bundles, verify,
+};
 
 pub const TARGET: Target = Target {
     name: "bundle",
-    what: "bundles and ELF images: verifier and loader",
+    what: "bundles and ELF images: signatures, verifier and loader",
     longest: 4096,
     memory: 4 << 20,
     seeds,
@@ -18,16 +21,32 @@ const MOST: u64 = 1 << 20;
 
 fn run(input: &[u8]) {
     let mut bytes = input.to_vec();
-    // As it came, and with its digest right.
-    let _ = verify(&bytes);
+    // As it came, with its digests right, and signed.
+    let _ = verify(&bytes, &Policy::OPEN);
+    let mut total = 0;
     for bundle in bundles(&bytes).flatten() {
-        assert!(bundle.image.len() <= bytes.len());
+        total += bundle.total_len();
+        assert!(total <= bytes.len() as u64);
     }
     let _ = Image::parse(&bytes);
     testing::reseal(&mut bytes);
-    let Ok((_, image)) = verify(&bytes) else {
+    let open = verify(&bytes, &Policy::OPEN).map(|verified| verified.manifest);
+    let mut signed = bytes.clone();
+    signed_by_somebody(&mut signed);
+    let trusted = PublicKey::of(&testing::key(1)).0;
+    let policy = Policy {
+        keys: TrustedKeys::new(&trusted),
+        ..Policy::OPEN
+    };
+    let closed = verify(&signed, &policy).map(|verified| verified.manifest);
+    // A signature makes what is not in order no better, and what is no worse.
+    if Bundle::parse(&bytes).is_ok_and(|bundle| bundle.key().is_none()) {
+        assert_eq!(open, closed);
+    }
+    let Ok(verified) = verify(&bytes, &Policy::OPEN) else {
         return;
     };
+    let image = &verified.image;
     let span = image.span();
     let mut end = 0;
     let mut entry = false;
@@ -51,7 +70,7 @@ fn run(input: &[u8]) {
     // What is accepted loads anywhere, and writes all of its memory.
     let mut loads = [0xaau8, 0x55].map(|fill| vec![fill; span as usize]);
     for memory in &mut loads {
-        image.load(0x7f00_0000_1000, memory).expect("it loads");
+        verified.place(0x7f00_0000_1000, memory).expect("it loads");
     }
     assert!(loads[0] == loads[1], "bytes were left as they were");
     // Nothing lies between segments.
@@ -61,6 +80,28 @@ fn run(input: &[u8]) {
         memory[start..start + segment.mem_len as usize].fill(0);
     }
     assert!(memory.iter().all(|byte| *byte == 0));
+}
+
+/// Signs it. Before that, whoever trusts others has looked at no more than its header.
+fn signed_by_somebody(bytes: &mut [u8]) {
+    let others = PublicKey::of(&testing::key(2)).0;
+    let policy = Policy {
+        keys: TrustedKeys::new(&others),
+        ..Policy::OPEN
+    };
+    let header = |bytes: &[u8]| Bundle::parse(bytes).err().map(VerifyError::Bundle);
+    for sign in [false, true] {
+        if sign {
+            testing::sign(bytes, &testing::key(1));
+        }
+        let error = verify(bytes, &policy)
+            .map(drop)
+            .expect_err("nobody trusted");
+        assert!(
+            matches!(error, VerifyError::Refused(_)) || header(bytes) == Some(error),
+            "{error:?}"
+        );
+    }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -74,6 +115,7 @@ fn seeds() -> Vec<Vec<u8>> {
             .bundle(),
         );
     }
+    all.push(TestImage::default().bundle_with(Some(&testing::key(1)), |_| ()));
     let good = TestImage::default().bundle();
     for mutation in MUTATIONS {
         let mut bad = good.clone();

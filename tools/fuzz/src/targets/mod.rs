@@ -7,8 +7,11 @@ mod cpio;
 mod dhcp;
 mod dns;
 mod frames;
+mod manifest;
 mod netring;
+mod record;
 mod resp;
+mod statement;
 mod tcp;
 mod xenstore;
 
@@ -23,8 +26,11 @@ pub static TARGETS: &[Target] = &[
     dhcp::TARGET,
     dns::TARGET,
     frames::TARGET,
+    manifest::TARGET,
     netring::TARGET,
+    record::TARGET,
     resp::TARGET,
+    statement::TARGET,
     tcp::TARGET,
     xenstore::TARGET,
 ];

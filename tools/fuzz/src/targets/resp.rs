@@ -7,7 +7,7 @@ use crate::{Input, Target};
 use kv::Limits;
 use kv::command::{Client, Context, execute};
 use kv::resp::{Error, Parsed, Parser};
-use kv::store::Store;
+use kv::store::Table;
 
 pub const TARGET: Target = Target {
     name: "resp",
@@ -81,7 +81,8 @@ fn encoded(request: &[Vec<u8>]) -> Vec<u8> {
 fn commands(requests: &[Request], tick: u64) {
     let mut limits = Limits::new(MEMORY);
     limits.value = VALUE;
-    let mut store = Store::default();
+    let mut table = Table::new(MEMORY).expect("memory");
+    let mut store = table.open();
     let mut client = Client::default();
     let mut parser = Parser::default();
     let mut now = 0;

@@ -35,11 +35,13 @@ fn run(input: &[u8]) {
 struct Shared(Interface, usize);
 
 impl Ring for Shared {
-    fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
-        let count = self.0.receive(buf)?;
+    fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+        self.0.look(buf)
+    }
+    fn take(&mut self, count: usize) {
+        self.0.take(count);
         self.1 += count;
         assert!(self.1 <= RING_SIZE as usize, "more than a ring holds");
-        Ok(count)
     }
     fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         self.0.send(bytes)
@@ -262,14 +264,16 @@ impl Answers<'_> {
 }
 
 impl Ring for Answers<'_> {
-    fn receive(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
+    fn look(&mut self, buf: &mut [u8]) -> Result<usize, Violation> {
         if self.waiting.is_empty() && !self.input.more() {
             return Err(Violation::RingIndices);
         }
         let count = buf.len().min(self.waiting.len());
         buf[..count].copy_from_slice(&self.waiting[..count]);
-        self.waiting.drain(..count);
         Ok(count)
+    }
+    fn take(&mut self, count: usize) {
+        self.waiting.drain(..count);
     }
     fn send(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         self.asked.extend(bytes);

@@ -1,0 +1,313 @@
+//! What an app tells the next image, by name.
+//!
+//! The old image: [`on_replace`] is called before anything stops, and says what is handed over. The
+//! new one: [`handover()`] gives it, on trial too, so that an app can refuse what it can't use.
+//!
+//! Values are MessagePack with the names of fields, which says of each value what it is. So a
+//! struct may get fields (with `#[serde(default)]`) and lose some, and another type is an error:
+//! the two images may be of different versions, compiled differently.
+
+use crate::kernel::replace::record::RecordError;
+use crate::kernel::replace::values::{self, Block, ValueError, Values};
+use crate::preserved;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+/// Why a value can't be handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PutError {
+    /// Its name is empty, too long, or there already; or there is no room.
+    Value(values::PutError),
+    /// It says itself that it can't be written, or is of a kind that the format lacks.
+    Encode(String),
+}
+
+impl fmt::Display for PutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(e) => write!(f, "{e}"),
+            Self::Encode(why) => write!(f, "a value can't be written: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for PutError {}
+
+/// Why the app does not want to be replaced now. Any error becomes one by `?`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(String);
+
+impl Refusal {
+    /// With a reason, which `replace_image` gives to its caller.
+    pub fn new(why: impl fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+}
+
+impl<E: std::error::Error> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::new(error)
+    }
+}
+
+/// What goes to the next image.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    values: Values,
+}
+
+impl Outgoing {
+    /// Hands `value` over by `name`.
+    ///
+    /// # Errors
+    /// See [`PutError`]: it is not handed over. All values together may have 16 MiB; what is larger
+    /// belongs into a [`preserved`] region.
+    pub fn put<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), PutError> {
+        let bytes = rmp_serde::to_vec_named(value).map_err(|e| PutError::Encode(e.to_string()))?;
+        self.values.put(name, bytes).map_err(PutError::Value)
+    }
+
+    /// Sets the number of the schema: what the values mean. 0 without.
+    pub fn schema(&mut self, schema: u32) {
+        self.values.set_schema(schema);
+    }
+
+    /// The values as the next image finds them; `None` if there are none.
+    #[cfg(not(target_os = "hermit"))]
+    pub(crate) fn block(&self) -> Option<Vec<u8>> {
+        let mut block = vec![0; self.values.len()];
+        self.values.write(&mut block).ok()?;
+        (!self.values.is_empty()).then_some(block)
+    }
+}
+
+type Handler = Box<dyn FnMut(&mut Outgoing) -> Result<(), Refusal> + Send>;
+
+static HANDLERS: Mutex<Vec<Handler>> = Mutex::new(Vec::new());
+/// Handlers run; after a time-out still those of the switch before.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+/// Set with the first handler, so that an app without any has nothing of this in its image.
+static COLLECT: OnceLock<fn(Duration) -> Result<Values, Unready>> = OnceLock::new();
+
+fn handlers() -> MutexGuard<'static, Vec<Handler>> {
+    HANDLERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has `f` called when this image is about to be replaced: to finish and flush what is under way,
+/// and to say what is handed over. It may refuse; then `replace_image` returns why.
+///
+/// It runs in a thread of its own while everything goes on, so that a time limit can hold
+/// (`Replace::ready_limit`): after that `replace_image` returns an error, the app goes on, and there
+/// is no other switch until `f` has returned. Several are called in the order they were registered.
+/// What `f` does has to be right also if the switch fails afterwards: `replace_image` says so.
+pub fn on_replace(f: impl FnMut(&mut Outgoing) -> Result<(), Refusal> + Send + 'static) {
+    handlers().push(Box::new(f));
+    let _ = COLLECT.set(run_handlers);
+}
+
+/// Why there are no values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "hermit"),
+    allow(dead_code, reason = "nothing is replaced on a host but in tests")
+)]
+pub(crate) enum Unready {
+    /// A handler said no, or there was no thread for it.
+    Refused(String),
+    /// The time was over.
+    Late,
+    /// The handlers of a switch before run still.
+    Busy,
+}
+
+/// Calls the handlers and gives what they hand over.
+#[cfg_attr(
+    not(target_os = "hermit"),
+    allow(dead_code, reason = "nothing is replaced on a host but in tests")
+)]
+pub(crate) fn collect(limit: Duration) -> Result<Values, Unready> {
+    COLLECT
+        .get()
+        .map_or_else(|| Ok(Values::default()), |run| run(limit))
+}
+
+fn run_handlers(limit: Duration) -> Result<Values, Unready> {
+    if RUNNING.swap(true, Ordering::AcqRel) {
+        return Err(Unready::Busy);
+    }
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let run = move || {
+        let mut running = std::mem::take(&mut *handlers());
+        let mut outgoing = Outgoing::default();
+        let outcome = running.iter_mut().try_for_each(|f| f(&mut outgoing));
+        // Those that were registered meanwhile come after.
+        let mut handlers = handlers();
+        running.append(&mut handlers);
+        *handlers = running;
+        drop(handlers);
+        RUNNING.store(false, Ordering::Release);
+        // Nobody listens when the time is over.
+        let _ = sender.send(outcome.map(|()| outgoing.values));
+    };
+    let thread = thread::Builder::new().name("on_replace".into()).spawn(run);
+    let thread = thread.map_err(|e| {
+        RUNNING.store(false, Ordering::Release);
+        Unready::Refused(format!("there is no thread for on_replace: {e}"))
+    })?;
+    let outcome = receiver.recv_timeout(limit).map_err(|_| Unready::Late)?;
+    // Its memory is free before the record says what is.
+    let _ = thread.join();
+    outcome.map_err(|Refusal(why)| Unready::Refused(why))
+}
+
+/// Why a value can't be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TakeError {
+    /// The image before handed over nothing of this name, or it was taken already.
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// It is of another type.
+    WrongType {
+        /// The name.
+        name: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// The image before used a newer schema than this one [understands](Incoming::understand).
+    Newer {
+        /// Its schema.
+        schema: u32,
+        /// The newest that this one understands.
+        known: u32,
+    },
+    /// A digest does not match.
+    Damaged,
+}
+
+impl fmt::Display for TakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name } => write!(f, "no value '{name}' was handed over"),
+            Self::WrongType { name, why } => {
+                write!(f, "the value '{name}' is of another type: {why}")
+            }
+            Self::Newer { schema, known } => write!(
+                f,
+                "the values have schema {schema}, and this image knows {known} at most"
+            ),
+            Self::Damaged => f.write_str("what was handed over is damaged"),
+        }
+    }
+}
+
+impl std::error::Error for TakeError {}
+
+/// What the image before has handed over, once: `None` when it was asked for before, when this is
+/// the first image of the domain, and when the one before handed over nothing.
+///
+/// Dropping it says that all is taken that is wanted: values and regions that were not are freed
+/// then, or with the commit if this image is on trial. They never pass to the image after this one.
+/// An app that says `segue::trial!()` has lost the regions it has not taken when it commits; one
+/// that does not is committed before its first line, and has time until it drops this.
+#[must_use]
+pub fn handover() -> Option<Incoming> {
+    let came = preserved::platform::came()?;
+    Some(Incoming::new(came))
+}
+
+/// What the image before has handed over.
+#[derive(Debug)]
+pub struct Incoming {
+    block: Option<Result<Block<'static>, RecordError>>,
+    taken: Vec<String>,
+    known: u32,
+}
+
+impl Incoming {
+    /// With the block of values, if there is one.
+    pub(crate) fn new(values: Option<&'static [u8]>) -> Self {
+        Self {
+            block: values.map(Block::parse),
+            taken: Vec::new(),
+            known: u32::MAX,
+        }
+    }
+
+    fn block(&self) -> Option<&Block<'static>> {
+        self.block.as_ref()?.as_ref().ok()
+    }
+
+    /// The schema that the image before has set; 0 if it has set none.
+    #[must_use]
+    pub fn schema(&self) -> u32 {
+        self.block().map_or(0, Block::schema)
+    }
+
+    /// Says which schemas this image understands: up to `newest`. Without, any.
+    pub fn understand(&mut self, newest: u32) {
+        self.known = newest;
+    }
+
+    /// Takes the value of this name. Its digest is checked here, and that it is what `T` expects.
+    ///
+    /// # Errors
+    /// See [`TakeError`]; the value is still there then.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, TakeError> {
+        let missing = || TakeError::Missing { name: name.into() };
+        let block = match &self.block {
+            Some(Ok(block)) => *block,
+            Some(Err(_)) => return Err(TakeError::Damaged),
+            None => return Err(missing()),
+        };
+        if self.taken.iter().any(|taken| taken == name) {
+            return Err(missing());
+        }
+        if block.schema() > self.known {
+            return Err(TakeError::Newer {
+                schema: block.schema(),
+                known: self.known,
+            });
+        }
+        let bytes = block.get(name).map_err(|e| match e {
+            ValueError::Missing => missing(),
+            ValueError::Damaged => TakeError::Damaged,
+        })?;
+        let value = rmp_serde::from_slice(bytes).map_err(|e| TakeError::WrongType {
+            name: name.into(),
+            why: e.to_string(),
+        })?;
+        self.taken.push(name.into());
+        Ok(value)
+    }
+
+    /// The names of values that were not taken.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.block().into_iter().flat_map(Block::names);
+        names.filter(|name| !self.taken.iter().any(|taken| taken == name))
+    }
+
+    /// The preserved regions that were not taken.
+    #[must_use]
+    pub fn regions(&self) -> Vec<preserved::Info> {
+        preserved::offered()
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.block = None;
+        // SAFETY: the only references to the values' bytes were in here; those that `names` gives
+        // don't outlive this.
+        unsafe { preserved::platform::finish() };
+    }
+}
+
+#[cfg(test)]
+mod tests;

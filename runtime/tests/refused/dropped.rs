@@ -1,0 +1,11 @@
+#[derive(segue::Plain)]
+#[repr(C)]
+struct Row {
+    key: u64,
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {}
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(segue::Plain)]
+struct Row {
+    key: u64,
+}
+
+fn main() {}

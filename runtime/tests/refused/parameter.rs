@@ -1,0 +1,7 @@
+#[derive(segue::Plain)]
+#[repr(C)]
+struct Row<T> {
+    key: T,
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+use segue::preserved::Region;
+
+fn main() {
+    let _ = Region::<[String]>::take("texts", 1);
+}
