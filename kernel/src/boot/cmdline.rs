@@ -18,10 +18,12 @@ impl CommandLine {
         let bytes = bytes.split(|b| *b == 0).next().unwrap_or_default();
         let mut text = ArrayString::new();
         for chunk in bytes.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                if text.try_push(c).is_err() {
-                    return Self { text };
-                }
+            // In one piece: this is done in the blackout, too.
+            let room = text.remaining_capacity();
+            let valid = chunk.valid();
+            text.push_str(&valid[..valid.floor_char_boundary(room)]);
+            if room < valid.len() {
+                break;
             }
         }
         Self { text }
@@ -116,6 +118,26 @@ mod tests {
             let c = CommandLine::from_bytes(&bytes);
             let _ = (c.option("log"), c.args().count(), c.environment().count(), c.with_args(["a"].into_iter()));
             prop_assert!(c.as_str().len() <= MAX);
+        }
+
+        /// Whole characters, as many as there is room for; what is not UTF-8 is left out.
+        #[test]
+        fn a_long_one_is_cut_between_characters(
+            pieces in proptest::collection::vec(("[a-zäβ東🦀]{0,400}", any::<bool>()), 0..8)
+        ) {
+            let (mut bytes, mut wanted, mut full) = (Vec::new(), String::new(), false);
+            for (text, broken) in &pieces {
+                bytes.extend(text.bytes());
+                bytes.extend(broken.then_some(0xff));
+                for c in text.chars() {
+                    full |= wanted.len() + c.len_utf8() > MAX;
+                    if !full {
+                        wanted.push(c);
+                    }
+                }
+            }
+            let line = CommandLine::from_bytes(&bytes);
+            prop_assert_eq!(line.as_str(), wanted);
         }
     }
 }

@@ -63,6 +63,10 @@ impl<const N: usize> ExtentSet<N> {
     /// No room: the set is unchanged.
     pub fn insert(&mut self, extent: Extent) -> Result<(), TooManyExtents> {
         let (mut start, mut end) = (extent.start().as_u64(), extent.end());
+        // As a record's sets are read, which is in the blackout.
+        if self.parts.last().is_none_or(|last| last.end() < start) {
+            return push(&mut self.parts, start, end);
+        }
         let mut next: ArrayVec<Extent, N> = ArrayVec::new();
         let mut placed = false;
         for part in self.iter() {

@@ -277,6 +277,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// There is none.
+    #[inline(never)]
     pub fn bytes(&self, kind: Kind) -> Result<&'a [u8], RecordError> {
         self.all(kind).next().ok_or(RecordError::Missing(kind))
     }
@@ -312,12 +313,20 @@ impl<'a> Record<'a> {
     /// # Errors
     /// There are not as many.
     pub fn array<const N: usize>(&self, kind: Kind) -> Result<[u64; N], RecordError> {
-        let mut words = self.words(kind)?;
         let mut out = [0; N];
-        for word in &mut out {
-            *word = words.next().ok_or(RecordError::Missing(kind))?;
-        }
+        self.fill(kind, &mut out)?;
         Ok(out)
+    }
+
+    /// Once for all lengths: in the blackout all code is run for the first time, so less is better.
+    #[inline(never)]
+    fn fill(&self, kind: Kind, out: &mut [u64]) -> Result<(), RecordError> {
+        let (words, _) = self.bytes(kind)?.as_chunks::<8>();
+        let words = words.get(..out.len()).ok_or(RecordError::Missing(kind))?;
+        for (to, word) in out.iter_mut().zip(words) {
+            *to = u64::from_le_bytes(*word);
+        }
+        Ok(())
     }
 }
 
