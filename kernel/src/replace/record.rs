@@ -21,7 +21,7 @@ pub const MAX_LEN: usize = 16 << 20;
 /// Extents in the map of what is kept.
 pub const MAX_KEPT: usize = 64;
 /// Of all that is handed over.
-pub(super) static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
+pub(crate) static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
 /// What an entry is about. Numbers are never used again for something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
