@@ -4,6 +4,7 @@
 //! stay granted as long as the device is connected. So sending costs a copy and no grant, and
 //! receiving neither.
 
+pub mod private;
 pub mod ring;
 
 #[cfg(target_os = "hermit")]
