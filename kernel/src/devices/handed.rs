@@ -61,7 +61,9 @@ impl Device {
     #[must_use]
     pub fn private_frames(&self) -> Option<Extent> {
         let granted = self.block.frames().checked_sub(self.private)?;
-        self.block.part(granted, self.private).filter(|_| granted > 0)
+        self.block
+            .part(granted, self.private)
+            .filter(|_| granted > 0)
     }
 
     /// Its ports.

@@ -97,6 +97,35 @@ pub fn start() {
     }
 }
 
+/// Everything that the network has stands still until [`thaw`].
+fn freeze(deadline: u64) -> bool {
+    let stack = loop {
+        match super::STACK.try_lock() {
+            Some(stack) => break stack,
+            None if task::now() > deadline => return false,
+            None => task::yield_now(),
+        }
+    };
+    let mut stack = core::mem::ManuallyDrop::new(stack);
+    if let Some(stack) = stack.as_mut() {
+        for nic in stack
+            .host
+            .interfaces
+            .iter_mut()
+            .flatten()
+            .filter_map(|i| i.nic.as_mut())
+        {
+            nic.freeze();
+        }
+    }
+    true
+}
+
+fn thaw() {
+    // SAFETY: `freeze` has it.
+    unsafe { super::STACK.force_unlock() };
+}
+
 fn begin() {
     static STARTED: AtomicBool = AtomicBool::new(false);
     let Some(token) = Committed::get() else {
@@ -117,8 +146,16 @@ fn begin() {
     start_stack(config, tcp_config(), secret, |line| {
         println!("segue: {line}")
     });
+    crate::replace::live::register(crate::replace::live::Live {
+        extent: || None,
+        freeze,
+        thaw,
+    });
     match Xenbus::new(token, Devices::default()) {
-        Ok(bus) => control::add(Box::new(bus)),
+        Ok(mut bus) => {
+            bus.adopt();
+            control::add(Box::new(bus));
+        }
         Err(e) => {
             println!("segue: net off reason=\"{e}\"");
             ready();

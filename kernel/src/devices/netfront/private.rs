@@ -25,7 +25,8 @@ pub const GRANTED: usize = 2 + 2 * SLOTS as usize;
 const MAGIC: u64 = u64::from_le_bytes(*b"SEGUENIC");
 const FIXED_AT: usize = 32;
 const FIXED_LEN: usize = 24 + 4 * GRANTED;
-const MOVING_AT: usize = FIXED_AT + FIXED_LEN;
+/// Where the moving part begins.
+pub const MOVING_AT: usize = FIXED_AT + FIXED_LEN;
 const MOVING_LEN: usize = 8 + 16 + SLOTS as usize / 8 + 8 + 16 + 8;
 
 const _: () = assert!(MOVING_AT == 2112 && MOVING_AT + MOVING_LEN <= PAGE);
@@ -206,10 +207,19 @@ pub fn connect(frame: &mut Frame, fixed: &Fixed) {
 /// The device is at rest.
 pub fn rest(frame: &mut Frame, moving: &Moving) {
     write(frame, MOVING, |mut w| {
-        let flags = u32::from(moving.blocked) * BLOCKED | u32::from(moving.failed) * FAILED;
+        let flags = [(moving.blocked, BLOCKED), (moving.failed, FAILED)];
+        let flags = flags.iter().filter(|(is, _)| *is);
+        let flags = flags.fold(0, |all, (_, bit)| all | bit);
         let (tx, rx) = (&moving.tx, &moving.rx);
         let at = tx.indices;
-        w.words([AT_REST, flags, at.written, at.published, at.consumed, tx.extras]);
+        w.words([
+            AT_REST,
+            flags,
+            at.written,
+            at.published,
+            at.consumed,
+            tx.extras,
+        ]);
         tx.out.iter().for_each(|word| w.put(word.to_le_bytes()));
         w.put(tx.errors.to_le_bytes());
         let at = rx.indices;

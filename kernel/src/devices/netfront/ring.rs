@@ -258,7 +258,9 @@ impl TxState {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let out: u32 = self.out.iter().map(|w| w.count_ones()).sum();
-        self.indices.used().is_some_and(|used| out.checked_add(self.extras) == Some(used))
+        self.indices
+            .used()
+            .is_some_and(|used| out.checked_add(self.extras) == Some(used))
     }
 }
 

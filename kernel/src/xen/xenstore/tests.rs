@@ -220,13 +220,20 @@ fn another_image_goes_on() {
     let c = client(Store::default());
     c.watch("device", "tok").unwrap();
     let start = |c: &Client<Store>| c.call(Op::TransactionStart, NO, &[&[0]]);
-    let begun = c.inner.lock().connection.request(Op::TransactionStart, 0, &[&[0]]);
+    let begun = c
+        .inner
+        .lock()
+        .connection
+        .request(Op::TransactionStart, 0, &[&[0]]);
     c.freeze(now_plus(1000)).unwrap();
     // Its thread has not even heard that it has begun.
     assert_eq!(c.open_transactions(), [42]);
     let ring = {
         let mut inner = c.inner.lock();
-        assert_eq!(inner.connection.take(begun.unwrap()), Some(Ok(b"42\0".to_vec())));
+        assert_eq!(
+            inner.connection.take(begun.unwrap()),
+            Some(Ok(b"42\0".to_vec()))
+        );
         core::mem::take(&mut inner.ring)
     };
     let c = Client::over(ring, Connection::going_on(1 << 24 | 1, vec![42]));
