@@ -39,6 +39,7 @@ pub fn switch(every: Duration, until: u64, unasked: bool) {
     }
     let up = start.elapsed().as_millis();
     audit("devices", generation);
+    nodes();
     serve();
     keep_xenstore_busy();
     let asked = wait(|| unasked || ANSWERED.load(Ordering::Relaxed) > 0)
@@ -144,6 +145,27 @@ fn connected() -> bool {
     let all = all.unwrap_or_default();
     let granted = grant::audit();
     granted.blocks == all.len() && granted.orphans == 0 && all.iter().all(up)
+}
+
+/// Says what the first device's nodes say of its rings and ports.
+fn nodes() {
+    let Ok(client) = xenstore::client() else {
+        return;
+    };
+    let read = |name: &&str| {
+        let node = client.read_text(Transaction::NONE, &format!("device/vif/0/{name}"));
+        node.unwrap_or_else(|_| "-".into())
+    };
+    let names = [
+        "state",
+        "tx-ring-ref",
+        "rx-ring-ref",
+        "event-channel",
+        "event-channel-tx",
+        "event-channel-rx",
+    ];
+    let values: Vec<String> = names.iter().map(read).collect();
+    println!("stdtest: vif=0 nodes={}", values.join(","));
 }
 
 fn audit(name: &str, generation: u64) {

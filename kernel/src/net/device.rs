@@ -216,7 +216,8 @@ fn begin_with(token: Committed) -> Result<(), String> {
         thaw,
     });
     start_stack(|_| stack, |line| println!("segue: {line}"));
-    let bus = Xenbus::new(token, Devices::default());
-    control::add(Box::new(bus.map_err(|e| e.to_string())?));
+    let mut bus = Xenbus::new(token, Devices::default()).map_err(|e| e.to_string())?;
+    bus.adopt();
+    control::add(Box::new(bus));
     Ok(())
 }

@@ -11,6 +11,7 @@
 
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
 use crate::replace::gate::{Gate, Inside};
+use crate::replace::live;
 use crate::replace::region::{self, Header, MAX_REGIONS};
 use crate::sync::{Lock, Noted};
 use crate::task::wait::WaitQueue;
@@ -241,9 +242,10 @@ pub unsafe fn finish() {
     for values in &mut registry.values {
         values.done = true;
     }
-    if Committed::get().is_some() {
+    if let Some(token) = Committed::get() {
         registry.free(State::Offered);
         registry.free_values();
+        live::finish(token);
     }
 }
 
@@ -263,9 +265,10 @@ pub(super) fn adopt(regions: ArrayVec<Extent, MAX_REGIONS>, values: Option<(Exte
 
 /// The switch is committed, the frame allocator there. An app that was `tried` has taken what it
 /// wants.
-pub(super) fn committed(tried: bool) {
+pub(super) fn committed(token: Committed, tried: bool) {
     let mut registry = REGISTRY.lock();
     if tried {
+        live::finish(token);
         registry.free(State::Offered);
         for values in &mut registry.values {
             // What it has not asked for by now it does not know of.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Event, Guest, Kind, Run, events, tail};
 use crate::test::{Case, Shared, case, parts_add_up, powered_off};
@@ -65,10 +65,13 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
         .cmdline(format!("-- --switch-every 0 --until {until}"));
     let client = |stop: &str| {
         format!(
-            "last=\nwhile [ ! -e {stop} ]; do\n\
+            "(while [ ! -e {stop} ] && ! ping -c 1 -W 1 {address} > /dev/null; do :; done\n\
+             exec ping -n -i 0.05 -W 30 {address}) > /tmp/ping-{address} & ping=$!\n\
+             last=\nwhile [ ! -e {stop} ]; do\n\
              new=$(curl -s --connect-timeout 3 -m 20 http://{address}/)\n\
              if [ \"$new\" ] && [ \"$new\" != \"$last\" ]; then echo $new; last=$new; fi\n\
-             sleep 0.1\ndone\n"
+             sleep 0.1\ndone\n\
+             kill -INT $ping\nsed -n 's/.*icmp_seq=\\([0-9]*\\).*/seq=\\1/p' /tmp/ping-{address}\n"
         )
     };
     let (run, said) = beside(s, address, client, || guest.run(&s.xen))?;
@@ -90,6 +93,12 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
     let second = run.one("stdtest: audit=devices generation=2 ")?;
     let last = run.one(&format!("stdtest: audit=devices generation={until} "))?;
     run.explain(same(&second, &last))?;
+    run.explain(adopted(&run, until))?;
+    let (answers, longest) = answered(&said).map_err(|e| e.context(tail(run.lines())))?;
+    s.note(format!(
+        "{kind}: {answers} pings, 20 a second, over {} switches: at most {longest} lost in a row",
+        until - 1
+    ));
     s.note(format!(
         "{kind}: {} switches with a network device; it is up again after {} ms (median); blackout {} us (median); {}",
         until - 1,
@@ -98,6 +107,35 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
         last.text
     ));
     Ok(())
+}
+
+/// The device was connected once, and each later image has gone on with its rings, grants and ports.
+fn adopted(run: &Run, until: u64) -> Result<()> {
+    let count = |start| run.events(start).count() as u64;
+    ensure!(
+        count("segue: vif=0 connected") == 1 && count("segue: vif=0 disconnected") == 0,
+        "the device was connected more than once"
+    );
+    let adopted = count("segue: vif=0 adopted");
+    ensure!(adopted == until - 1, "{adopted} times adopted");
+    let mut nodes = run.events("stdtest: vif=0 nodes=");
+    let first = nodes.next().context("no nodes")?;
+    for other in nodes {
+        other.is("nodes", first.get("nodes")?)?;
+    }
+    Ok(())
+}
+
+/// How many pings were answered, and how many were not in a row, between the first and the last.
+fn answered(said: &str) -> Result<(usize, u64)> {
+    let seqs = said
+        .lines()
+        .filter_map(|l| l.strip_prefix("seq=")?.parse().ok());
+    let seqs: Vec<u64> = seqs.collect();
+    let gaps = seqs.windows(2).map(|w| w[1].saturating_sub(w[0] + 1));
+    let longest = gaps.max().context("no ping was answered")?;
+    ensure!(longest == 0, "{longest} pings in a row were not answered");
+    Ok((seqs.len(), longest))
 }
 
 /// An audit is what another was.

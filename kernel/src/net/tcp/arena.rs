@@ -117,11 +117,6 @@ impl Memory {
         fits.then_some(Self { base, len, owned })
     }
 
-    /// Its length, bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// All of it, while nobody has pieces of it.
     pub fn bytes(&mut self) -> &[u8] {
         // SAFETY: it is initialised memory, and borrowed for as long as the slice lives; who has
@@ -355,11 +350,6 @@ impl Arena {
     /// Bytes that nobody uses.
     pub fn free_bytes(&self) -> usize {
         self.free_units * UNIT
-    }
-
-    /// Bytes of its memory.
-    pub fn len(&self) -> usize {
-        self.memory.len
     }
 
     fn take(&mut self, order: u8, kind: u8) -> Option<u32> {
