@@ -86,7 +86,7 @@ impl Outgoing {
     /// # Errors
     /// As [`Outgoing::put`]; also if it can't be handed over.
     pub fn put_socket<T: Kind>(&mut self, name: &str, socket: &T) -> Result<(), PutError> {
-        self.put(name, &socket::Offered(socket))
+        self.put(name, &Socket::new(socket))
     }
 
     /// Sets the number of the schema: what the values mean. 0 without.

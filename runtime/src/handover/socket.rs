@@ -16,6 +16,9 @@ mod platform;
 #[path = "socket/on_xen.rs"]
 mod platform;
 
+/// More than a ticket needs.
+const ROOM: usize = 256;
+
 /// The kinds of sockets that std knows.
 pub trait Kind: AsFd + From<OwnedFd> + sealed::Sealed {}
 
@@ -27,6 +30,10 @@ mod sealed {
     pub trait Sealed {
         /// Its number between images, and its name.
         const KIND: (u8, &'static str);
+    }
+
+    impl<T: Sealed> Sealed for &T {
+        const KIND: (u8, &'static str) = T::KIND;
     }
 
     impl Sealed for TcpListener {
@@ -95,24 +102,17 @@ impl<T> DerefMut for Socket<T> {
     }
 }
 
-/// A socket as a [`Socket`] writes it.
-pub(super) struct Offered<'a, T>(pub &'a T);
-
-impl<T: Kind> Serialize for Offered<'_, T> {
+/// Also of a reference, for who owns the socket otherwise.
+impl<T: AsFd + sealed::Sealed> Serialize for Socket<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let cannot = |e: &dyn fmt::Display| {
             ser::Error::custom(format_args!("a socket can't be handed over: {e}"))
         };
         let ticket = platform::offer(self.0.as_fd()).map_err(|e| cannot(&e))?;
-        // Without the names of its parts: there may be thousands.
-        let bytes = rmp_serde::to_vec(&(T::KIND.0, ticket)).map_err(|e| cannot(&e))?;
-        serializer.serialize_bytes(&bytes)
-    }
-}
-
-impl<T: Kind> Serialize for Socket<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Offered(&self.0).serialize(serializer)
+        // As short as it gets: there may be thousands.
+        let mut room = [0; ROOM];
+        let bytes = postcard::to_slice(&(T::KIND.0, ticket), &mut room).map_err(|e| cannot(&e))?;
+        serializer.serialize_bytes(bytes)
     }
 }
 
@@ -135,7 +135,7 @@ impl<T: Kind> de::Visitor<'_> for Taking<T> {
 
     fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
         let (kind, ticket): (u8, platform::Ticket) =
-            rmp_serde::from_slice(bytes).map_err(E::custom)?;
+            postcard::from_bytes(bytes).map_err(E::custom)?;
         if kind != T::KIND.0 {
             return Err(E::custom(format_args!(
                 "a socket of another kind than {}",
