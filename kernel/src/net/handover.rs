@@ -181,6 +181,9 @@ fn offered() -> BTreeSet<Token> {
     let Some(extent) = live::offered() else {
         return BTreeSet::new();
     };
+    if let Err(why) = crate::devices::netfront::check_offered() {
+        trial::give_up(format_args!("{why}"));
+    }
     live::on_commit(|_| super::device::begin());
     let looked = super::device::memory(extent).map(|memory| super::notes::look(&memory));
     match looked {

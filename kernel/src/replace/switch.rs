@@ -309,6 +309,7 @@ pub fn replace_image(
     let still = Still::new(token)?;
     let values = values()?;
     stopped();
+    let _ahead = Ahead::new();
     let prepared = loaded.prepare(token, options, &cmdline, own, &values, still)?;
     let quiesced = prepared.quiesce(token)?;
     let relocated = quiesced.relocate(token, options)?;
@@ -333,6 +334,7 @@ pub fn roll_back(
     let still = Still::new(token)?;
     let values = values()?;
     stopped();
+    let _ahead = Ahead::new();
     let (loaded, cmdline) = fallback::take(token).ok_or(ReplaceError::NoFallback)?;
     let prepared = loaded.prepare(token, options, cmdline, None, &values, still)?;
     let quiesced = prepared.quiesce(token)?;
@@ -353,6 +355,24 @@ fn stopped() {
     if let Some(park) = park::get() {
         let now = shared_info::now();
         park.baton().stopped.store(now, Ordering::Relaxed);
+    }
+}
+
+/// The calling thread comes before all others until this is dropped: what the app has stopped for it
+/// waits for, and when the network is at rest others could only wait for it.
+struct Ahead(task::Priority);
+
+impl Ahead {
+    fn new() -> Self {
+        let before = task::priority();
+        let _ = task::set_priority(task::current_tid(), task::Priority::High);
+        Self(before)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        let _ = task::set_priority(task::current_tid(), self.0);
     }
 }
 
