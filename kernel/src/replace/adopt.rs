@@ -505,7 +505,7 @@ pub fn commit() {
     devices.close_ports(token);
     // Before those are freed that nobody has taken.
     let came = (state::all_regions().len(), state::torn_regions());
-    state::committed(token, boot::wants_trial());
+    state::committed(boot::wants_trial());
     // SAFETY: the record and the trial's tables, which nobody reads any more.
     unsafe { vm::free_frames(p.handover) };
     if let Some(gfn) = devices.hole {

@@ -5,7 +5,7 @@
 //! here until somebody wants it ([`offered`]): so an image without sockets has none of the
 //! network's code in its file.
 
-use crate::memory::{Extent, vm};
+use crate::memory::Extent;
 use crate::xen::Committed;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use hermit_sync::OnceCell;
@@ -68,7 +68,8 @@ pub(super) fn offer(extent: Extent) {
     let _ = OFFERED.set(extent);
 }
 
-/// The state that came and that nobody has taken.
+/// The state that came and that nobody has taken. If nobody does, its frames are free after the next
+/// switch: this image may still get its first socket, and then goes on with addresses and neighbours.
 #[must_use]
 pub fn offered() -> Option<Extent> {
     OFFERED
@@ -81,14 +82,6 @@ pub fn offered() -> Option<Extent> {
 pub fn take(_: Committed) -> Option<Extent> {
     let extent = OFFERED.get().copied()?;
     (!TAKEN.swap(true, Ordering::AcqRel)).then_some(extent)
-}
-
-/// Nobody will take it any more: if nobody has, its frames are free. After the commit.
-pub(super) fn finish(token: Committed) {
-    if let Some(extent) = take(token) {
-        // SAFETY: it came with the switch for this image alone, and nobody has it or gets it.
-        unsafe { vm::free_frames(extent) };
-    }
 }
 
 /// Has `start` run at the commit, as soon as devices can be adopted: set on trial by whoever wants

@@ -10,8 +10,8 @@
 //! taken what it wants ([`finish`]), or with the next switch.
 
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
+use crate::net::handover;
 use crate::replace::gate::{Gate, Inside};
-use crate::replace::live;
 use crate::replace::region::{self, Header, MAX_REGIONS};
 use crate::sync::{Lock, Noted};
 use crate::task::wait::WaitQueue;
@@ -242,11 +242,12 @@ pub unsafe fn finish() {
     for values in &mut registry.values {
         values.done = true;
     }
-    if let Some(token) = Committed::get() {
+    if Committed::get().is_some() {
         registry.free(State::Offered);
         registry.free_values();
-        live::finish(token);
     }
+    drop(registry);
+    handover::finish();
 }
 
 /// What came with a switch, as its record says. Called once, on trial.
@@ -265,10 +266,11 @@ pub(super) fn adopt(regions: ArrayVec<Extent, MAX_REGIONS>, values: Option<(Exte
 
 /// The switch is committed, the frame allocator there. An app that was `tried` has taken what it
 /// wants.
-pub(super) fn committed(token: Committed, tried: bool) {
+pub(super) fn committed(tried: bool) {
     let mut registry = REGISTRY.lock();
+    // Sockets are claimed by what is in values.
+    let over = registry.values.iter().all(|v| tried && !v.asked);
     if tried {
-        live::finish(token);
         registry.free(State::Offered);
         for values in &mut registry.values {
             // What it has not asked for by now it does not know of.
@@ -276,6 +278,10 @@ pub(super) fn committed(token: Committed, tried: bool) {
         }
     }
     registry.free_values();
+    drop(registry);
+    if over {
+        handover::finish();
+    }
 }
 
 /// Goes in to change a region: no switch happens until the guard is dropped. Waits while one is on.
