@@ -359,6 +359,18 @@ impl Incoming {
         Ok(value)
     }
 
+    /// Takes the value of this name, if there is one: an image that crashed has handed over none.
+    ///
+    /// # Errors
+    /// As [`Incoming::take`].
+    pub fn take_if_any<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, TakeError> {
+        match self.take(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(TakeError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes the socket of this name, which is bound, listens or is connected as it was.
     ///
     /// # Errors

@@ -2,9 +2,9 @@
 //! the domain, and replacing themselves on demand, for tests.
 
 use crate::{Config, Server, Service};
-use segue::handover::Incoming;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -126,9 +126,21 @@ pub fn exit(name: &str, result: Result<(), String>) -> ExitCode {
 }
 
 /// What is wanted of the image before is taken: the trial is over.
-pub fn commit(before: Option<Incoming>) {
+pub fn commit() {
     platform::commit();
-    drop(before);
+}
+
+/// The listener of the image before, or a new one.
+///
+/// # Errors
+/// When the address can't be bound.
+pub fn listener(
+    before: Option<TcpListener>,
+    address: SocketAddr,
+) -> Result<Arc<TcpListener>, String> {
+    let listener = before.map_or_else(|| TcpListener::bind(address), Ok);
+    let listener = listener.map_err(|error| format!("{address}: {error}"))?;
+    Ok(Arc::new(listener))
 }
 
 /// When the domain is asked to end, the server answers what was asked before.
@@ -137,7 +149,15 @@ pub fn commit(before: Option<Incoming>) {
 /// When there is no memory for a thread.
 pub fn drain_at_the_end<S: Service>(server: &Server<S>) -> Result<(), String> {
     let server = server.clone();
-    platform::at_the_end(move || server.drain())
+    at_the_end(move || server.drain())
+}
+
+/// Calls `f` when the domain is asked to end.
+///
+/// # Errors
+/// When there is no memory for a thread.
+pub fn at_the_end(f: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    platform::at_the_end(f)
 }
 
 #[cfg(target_os = "hermit")]
