@@ -10,6 +10,7 @@ use crate::boot::start::{ImageName, mebibytes};
 use crate::boot::{self, Machine};
 use crate::cpu::{Features, percpu, smp, tables};
 use crate::devices::control;
+use crate::devices::handed::{self, Device};
 use crate::entry;
 use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, TablePool};
@@ -19,14 +20,14 @@ use crate::replace::park::{self, Park, Phase};
 use crate::replace::placed::Place;
 use crate::replace::record::{Kind, MAX_KEPT, Record, RecordError};
 use crate::replace::region::MAX_REGIONS;
-use crate::replace::{fallback, state, trial};
+use crate::replace::{fallback, live, state, trial};
 use crate::sync::Lock;
 use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::Ports;
 use crate::xen::hypercall::{self, Port};
-use crate::xen::xenstore::{self, SharedRing, Torn};
+use crate::xen::xenstore::{self, Before, SharedRing, Torn};
 use crate::xen::{Committed, events, grant, shared_info};
 use alloc::string::String;
 use arrayvec::{ArrayString, ArrayVec};
@@ -70,19 +71,21 @@ fn stumble(at: u64, here: Place) {
 /// Longest reason of a crash, in bytes.
 const MAX_REASON: usize = 400;
 
-/// What the image before had of other domains: closed after the commit, then connected anew.
+/// What the image before had of other domains.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
     /// xenstore's ring.
     pub xenstore: Option<SharedRing>,
-    /// What was under way there when the image before crashed.
-    pub torn: Option<Torn>,
+    /// How the image before left it; nothing if it does not say so.
+    before: Option<Before>,
     /// The grant table's frames.
     pub grant_table: ArrayVec<Gfn, { grant::MAX_FRAMES }>,
     /// What may be granted.
     pub granted: ArrayVec<Extent, { grant::MAX_BLOCKS }>,
     /// Open ports.
     pub ports: ArrayVec<Port, { events::MAX_OPEN }>,
+    /// Devices that go on as they are. All others are closed after the commit, then connected anew.
+    going_on: ArrayVec<Device, { grant::MAX_BLOCKS }>,
     /// The frame that shared_info was moved from, to be refilled.
     pub hole: Option<Gfn>,
 }
@@ -107,19 +110,23 @@ impl Devices {
             }),
             Err(_) => None,
         };
-        let torn = match record.array::<2>(Kind::XenstoreTorn) {
-            Ok([request, reply]) => Some(Torn {
+        let torn = record.array::<2>(Kind::XenstoreTorn);
+        let open = record.words(Kind::Transactions);
+        let before = match (torn, open) {
+            (Ok([request, reply]), _) => Some(Before::Crashed(Torn {
                 request: request as u32,
                 reply: reply as u32,
-            }),
-            Err(_) => None,
+            })),
+            (Err(_), Ok(open)) => Some(Before::AtRest(open.map(|t| t as u32).collect())),
+            (Err(_), Err(_)) => None,
         };
         let mut devices = Self {
             xenstore,
-            torn,
+            before,
             grant_table: ArrayVec::new(),
             granted: ArrayVec::new(),
             ports: ArrayVec::new(),
+            going_on: ArrayVec::new(),
             hole,
         };
         for frame in record.words(Kind::GrantTable).into_iter().flatten() {
@@ -136,7 +143,54 @@ impl Devices {
             let fits = devices.ports.try_push(Port(port as u32));
             fits.map_err(|_| RecordError::Bad(Kind::DevicePorts))?;
         }
+        let bytes = record.bytes(Kind::Devices).unwrap_or_default();
+        for words in bytes.as_chunks::<8>().0.chunks_exact(Device::WORDS) {
+            let words = core::array::from_fn(|n| u64::from_le_bytes(words[n]));
+            let device = Device::from_words(words)
+                .filter(|d| devices.granted.contains(&d.block))
+                .filter(|d| d.ports().all(|p| devices.ports.contains(&Port(p))));
+            let fits = device.map(|device| devices.going_on.try_push(device));
+            let fits = fits.and_then(Result::ok);
+            fits.ok_or(RecordError::Bad(Kind::Devices))?;
+        }
         Ok(devices)
+    }
+
+    /// What was under way in xenstore's ring, of an image that has crashed before.
+    pub fn torn(&self) -> Torn {
+        match self.before {
+            Some(Before::Crashed(torn)) => torn,
+            _ => Torn::default(),
+        }
+    }
+
+    /// Makes grants, ports and xenstore this image's, without a hypercall; devices that go on wait
+    /// for their drivers.
+    ///
+    /// # Safety
+    /// All of it came with the record of an image that is gone, and this is done once.
+    unsafe fn adopt(&self, token: Committed, generation: u64) {
+        let goes_on = |block| self.going_on.iter().any(|d| d.block == block);
+        // SAFETY: the caller's promise; the image's tables map the frames.
+        unsafe { grant::adopt(&self.grant_table, &self.granted, goes_on) };
+        events::adopt_open(self.ports.iter().copied());
+        if let Some(ring) = self.xenstore {
+            let unknown = Before::Unknown;
+            let before = self.before.as_ref().unwrap_or(&unknown);
+            // SAFETY: as above.
+            unsafe { xenstore::adopt(token, ring, generation, before) };
+        }
+    }
+
+    /// Closes ports of devices that don't go on.
+    fn close_ports(&self, token: Committed) {
+        let stays = |port: &Port| {
+            let mut all = self.going_on.iter().flat_map(Device::ports);
+            all.any(|p| p == port.0)
+        };
+        for port in self.ports.iter().filter(|port| !stays(port)) {
+            events::close(token, *port);
+        }
     }
 }
 
@@ -196,6 +250,9 @@ fn adopt_state<const N: usize>(record: &Record<'_>, ram: &ExtentSet<N>) -> Resul
         Err(_) => None,
     };
     state::adopt(regions, values);
+    if let Ok([start, end]) = record.array::<2>(Kind::Network) {
+        live::offer(in_ram(Kind::Network, start, end)?);
+    }
     Ok(())
 }
 
@@ -317,6 +374,11 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         }
         text
     });
+    let devices = Devices::parse(
+        record,
+        gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
+    )?;
+    handed::offer(devices.going_on.clone());
     let [generation] = record.array(Kind::Generation)?;
     let [rsdp] = record.array(Kind::Rsdp)?;
     let [start, end] = record.array(Kind::Handover)?;
@@ -330,10 +392,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         root: gfn(Kind::Tables, root)?.addr(),
         pool_used,
         watchdog: record.array::<1>(Kind::Watchdog).ok().map(|[id]| id as u32),
-        devices: Devices::parse(
-            record,
-            gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
-        )?,
+        devices,
         crashed,
         #[cfg(feature = "fault-injection")]
         fault_at,
@@ -416,9 +475,26 @@ pub fn commit() {
                 Some(workspace.vcpu(v)?.stack.end_addr())
             });
         }
-        while smp::online() < vcpus {
-            core::hint::spin_loop();
+    }
+    // While they come up.
+    // SAFETY: no vCPU runs the old image any more, so its frames are nobody's. The record listed all
+    // that is in use; the pool's tables are where the record says.
+    unsafe {
+        let pool = TablePool::resume(workspace.tables(), p.pool_used);
+        let space = AddressSpace::from_root(p.root.gfn());
+        vm::init(&machine.ram, &p.kept, space, pool, workspace);
+        if p.crashed.is_some() {
+            // Only then can there be one that these tables have not been made for.
+            for frame in &devices.grant_table {
+                let _ = vm::map(frame.extent(), Perms::Write);
+            }
         }
+        devices.adopt(token, machine.generation);
+    }
+    p.stumble(Place::Adopting);
+    live::committed(token);
+    while smp::online() < vcpus {
+        core::hint::spin_loop();
     }
     stamp(park, Phase::Adopt);
     let after = cpu.counters();
@@ -426,29 +502,12 @@ pub fn commit() {
     if let Some(id) = p.watchdog {
         let _ = hypercall::watchdog(token, id, 0);
     }
-
+    devices.close_ports(token);
     // Before those are freed that nobody has taken.
     let came = (state::all_regions().len(), state::torn_regions());
-    // SAFETY: all vCPUs run this image on its own tables: the old image's frames are nobody's. The
-    // record listed all that is in use; the pool's tables are where the record says.
-    unsafe {
-        let pool = TablePool::resume(workspace.tables(), p.pool_used);
-        let space = AddressSpace::from_root(p.root.gfn());
-        vm::init(&machine.ram, &p.kept, space, pool, workspace);
-        vm::free_frames(p.handover);
-        state::committed(boot::wants_trial());
-        // Only after a crash can there be one that these tables have not been made for.
-        for frame in &devices.grant_table {
-            let _ = vm::map(frame.extent(), Perms::Write);
-        }
-        grant::adopt(&devices.grant_table, &devices.granted);
-        for port in &devices.ports {
-            events::close(token, *port);
-        }
-        if let Some(ring) = devices.xenstore {
-            xenstore::adopt(token, ring, machine.generation, devices.torn);
-        }
-    }
+    state::committed(boot::wants_trial());
+    // SAFETY: the record and the trial's tables, which nobody reads any more.
+    unsafe { vm::free_frames(p.handover) };
     if let Some(gfn) = devices.hole {
         boot::refill_hole(token, gfn);
     }
@@ -490,9 +549,14 @@ fn report(
     let baton = park.baton();
     let time = |phase: Phase| baton.times[phase as usize].load(Ordering::Relaxed);
     let us = |from: Phase, to: Phase| time(to).saturating_sub(time(from)) / 1000;
+    // An image that does not tell leaves what another one said in an earlier switch.
+    let stopped = match baton.stopped.load(Ordering::Relaxed) {
+        at if at < time(Phase::Call) => 0,
+        at => time(Phase::Begin).saturating_sub(at),
+    };
     let count = |i: usize| baton.counters[i].load(Ordering::Relaxed);
     println!(
-        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} image={}",
+        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} stopped_us={} image={}",
         machine.generation - 1,
         machine.generation,
         us(Phase::Begin, Phase::Adopt),
@@ -508,6 +572,7 @@ fn report(
         count(1) + after.exits,
         smp::online(),
         us(Phase::Call, Phase::Begin),
+        stopped / 1000,
         ImageName,
     );
     if let Some(reason) = crashed {
