@@ -117,6 +117,19 @@ impl Memory {
         fits.then_some(Self { base, len, owned })
     }
 
+    /// Puts the right digest of the notes in: else nothing but that would ever be tried.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn reseal(&mut self) {
+        if self.len < size_of::<Header>() {
+            return;
+        }
+        // SAFETY: the memory begins with a header and is nobody else's; any bytes are one.
+        let header = unsafe { self.base.cast::<Header>().as_mut() };
+        let end = (header.notes_len as usize).saturating_add(PAGE);
+        let digest = DIGEST.checksum(self.bytes().get(PAGE..end).unwrap_or_default());
+        header.notes_digest = digest;
+    }
+
     /// All of it, while nobody has pieces of it.
     pub fn bytes(&mut self) -> &[u8] {
         // SAFETY: it is initialised memory, and borrowed for as long as the slice lives; who has
@@ -664,4 +677,95 @@ pub fn take_over(memory: Memory, pieces: Pieces) -> Option<(Arena, Vec<Option<Ch
         }));
     }
     Some((arena, chunks))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn arena(len: usize) -> Arena {
+        Arena::new(Memory::new(len).unwrap()).unwrap()
+    }
+
+    proptest! {
+        /// Pieces never overlap, keep what is written to them, and are joined when they are free;
+        /// who finds those in use finds the same ones free.
+        #[test]
+        fn pieces_are_had_once(steps in prop::collection::vec((0u8..6, any::<u8>(), 0usize..40), 1..120)) {
+            let mut arena = arena(400 << 10);
+            let all = arena.free_bytes();
+            let mut rings: Vec<(u32, u8)> = Vec::new();
+            let mut chunks = BTreeMap::new();
+            for (order, fill, which) in steps {
+                if which < 24 {
+                    if let Some(name) = arena.take_ring(order) {
+                        prop_assert_eq!(arena.ring(name).len(), UNIT << order);
+                        arena.ring_mut(name).fill(fill);
+                        rings.push((name, fill));
+                    }
+                } else if which < 30 && !rings.is_empty() {
+                    let (name, _) = rings.swap_remove(which % rings.len());
+                    prop_assert!(arena.give_ring(name) && !arena.give_ring(name));
+                    prop_assert_eq!((arena.size(name), arena.ring(name).len()), (0, 0));
+                } else if let Some(chunk) = chunks.remove(&(which % 4)) {
+                    arena.give_chunk(which % 4, chunk);
+                } else if let Some(mut chunk) = arena.take_chunk(which % 4) {
+                    chunk[31].generation = fill.into();
+                    chunks.insert(which % 4, chunk);
+                }
+                let used: usize = rings.iter().map(|(name, _)| arena.size(*name) as usize).sum();
+                let used = used + chunks.len() * CHUNK_BYTES;
+                prop_assert_eq!(arena.free_bytes(), all - used);
+                for (name, fill) in &rings {
+                    let ring = arena.ring(*name);
+                    prop_assert!(ring.first() == Some(fill) && ring.last() == Some(fill));
+                }
+            }
+            let there: Vec<_> = chunks.keys().copied().collect();
+            drop(chunks);
+            let free = arena.free_bytes();
+            arena.seal(|room| { room[0] = 1; Ok::<_, ()>(1) }).unwrap();
+            let memory = arena.into_memory().unwrap();
+            let mut sealed = Sealed::read(&memory).unwrap();
+            for (name, _) in &rings {
+                prop_assert!(sealed.pieces.ring(*name) && !sealed.pieces.ring(*name));
+            }
+            prop_assert!(sealed.pieces.gaps(|_| ()));
+            let found: Vec<_> = sealed.chunks().map(|(slot, _)| (slot / CHUNK) as usize).collect();
+            prop_assert_eq!(&found, &there);
+            let pieces = sealed.into_pieces();
+            let (mut arena, chunks) = take_over(memory, pieces).unwrap();
+            arena.unseal();
+            prop_assert_eq!(arena.free_bytes(), free);
+            for (name, fill) in rings {
+                prop_assert!(arena.ring(name).iter().all(|byte| *byte == fill));
+                prop_assert!(arena.give_ring(name));
+            }
+            for (number, chunk) in chunks.into_iter().enumerate() {
+                if let Some(chunk) = chunk {
+                    prop_assert!(chunk[0].is_vacant());
+                    arena.give_chunk(number, chunk);
+                }
+            }
+            prop_assert_eq!(arena.free_bytes(), all);
+            // All of it in pieces as large as there were.
+            prop_assert!(arena.take_ring(5).is_some());
+        }
+    }
+
+    #[test]
+    fn bytes_move_from_ring_to_ring() {
+        let mut arena = arena(200 << 10);
+        let (a, b) = (arena.take_ring(0).unwrap(), arena.take_ring(1).unwrap());
+        arena.ring_mut(a).fill(7);
+        let (from, to) = arena.two(a, b).unwrap();
+        to[..UNIT].copy_from_slice(from);
+        assert!(arena.two(a, a).is_none() && arena.two(a, NONE).is_none());
+        assert_eq!(arena.ring(b)[UNIT - 1], 7);
+        assert!(Arena::new(Memory::new(1).unwrap()).is_none());
+    }
 }
