@@ -74,6 +74,7 @@ pub fn run(all: &str, rounds: &str) {
     }
     let place = match what {
         "committed" => Some(Place::Committed),
+        "adopting" => Some(Place::Adopting),
         "adopted" => Some(Place::Adopted),
         _ => None,
     };

@@ -9,9 +9,11 @@ use crate::test::{Case, Shared, case, powered_off};
 use segue_lab::EndReason;
 
 /// What the new image does on probation, and what the fallback says of it.
-const CRASHES: [(&str, &str); 12] = [
-    // The kernel itself, right after the verdict and before its devices are its own.
+const CRASHES: [(&str, &str); 13] = [
+    // The kernel itself: right after the verdict, before the network goes on, and before all of its
+    // devices are its own.
     ("committed", "invalid-opcode"),
+    ("adopting", "invalid-opcode"),
     ("adopted", "invalid-opcode"),
     ("panic", "gauntlet panics with"),
     ("null", "page-fault"),
@@ -76,7 +78,7 @@ fn crashes(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
         let (what, why) = expected.next().context("the rows are repeated")?;
         let torn = *what == TORN;
         count = match *what {
-            "committed" | "adopted" => count,
+            "committed" | "adopting" | "adopted" => count,
             TORN => 0,
             _ => count + 1,
         };
