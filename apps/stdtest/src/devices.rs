@@ -230,8 +230,8 @@ fn wait(ready: impl Fn() -> bool) -> bool {
 /// A connection.
 struct Conn {
     stream: TcpStream,
-    /// What has come of a line, and whether it is not answered any more.
-    state: Mutex<(Vec<u8>, bool)>,
+    /// What has come of a line, and which generation has answered the last one; 0 for none.
+    state: Mutex<(Vec<u8>, u64)>,
 }
 
 /// As it goes over a switch.
@@ -239,7 +239,7 @@ struct Conn {
 struct Handed<S> {
     stream: S,
     pending: Vec<u8>,
-    closing: bool,
+    answered: u64,
 }
 
 static LISTENER: OnceLock<TcpListener> = OnceLock::new();
@@ -262,7 +262,7 @@ fn hand_over() {
             .map(|(c, state)| Handed {
                 stream: Socket::new(&c.stream),
                 pending: state.0.clone(),
-                closing: state.1,
+                answered: state.1,
             })
             .collect();
         next.put("connections", &handed)?;
@@ -297,17 +297,20 @@ fn serve() {
     println!("stdtest: devices connections={}", came.len());
     hand_over();
     for handed in came {
-        start(handed.stream.into_inner(), (handed.pending, handed.closing));
+        start(
+            handed.stream.into_inner(),
+            (handed.pending, handed.answered),
+        );
     }
     let listener = LISTENER.get_or_init(|| listener);
     thread::spawn(|| {
         for stream in listener.incoming().flatten() {
-            start(stream, (Vec::new(), false));
+            start(stream, (Vec::new(), 0));
         }
     });
 }
 
-fn start(stream: TcpStream, state: (Vec<u8>, bool)) {
+fn start(stream: TcpStream, state: (Vec<u8>, u64)) {
     let conn = Arc::new(Conn {
         stream,
         state: Mutex::new(state),
@@ -340,17 +343,17 @@ fn answer_all(conn: &Conn) -> std::io::Result<()> {
 /// Answers what is there.
 fn answer(conn: &Conn) -> std::io::Result<()> {
     let mut state = conn.state.lock().unwrap();
-    let (pending, closing) = &mut *state;
+    let (pending, answered) = &mut *state;
     let mut bytes = [0; 4096];
     let count = (&conn.stream).read(&mut bytes)?;
-    if count == 0 && *closing {
-        // It has its answer.
+    if count == 0 && *answered == segue::generation() {
+        // It has its answer, which is not from the image before.
         ASKED.fetch_add(1, Ordering::Relaxed);
     }
     pending.extend_from_slice(&bytes[..count]);
     while let Some(end) = pending.iter().position(|b| *b == b'\n') {
         let line: Vec<u8> = pending.drain(..=end).collect();
-        if *closing {
+        if *answered != 0 {
             // Curl hangs up when it has it all.
             continue;
         }
@@ -361,7 +364,7 @@ fn answer(conn: &Conn) -> std::io::Result<()> {
                 &conn.stream,
                 "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
             )?;
-            *closing = true;
+            *answered = segue::generation();
         } else {
             (&conn.stream).write_all(&line)?;
         }

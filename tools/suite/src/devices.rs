@@ -305,7 +305,10 @@ fn asked(s: &Shared, outcome: &str, address: &str) -> Result<()> {
     xl(format!("xl pause {id} && sleep 2 && xl unpause {id}"))?;
     xl(format!("xl network-detach {id} 0 > /dev/null 2>&1 &"))?;
     domain.wait_for("segue: vif=0 disconnected")?;
-    xl(format!("xl network-attach {id} type=vif bridge=xenbr0"))?;
+    xl(format!(
+        "while xl network-list {id} | grep -q '^0 '; do sleep 0.5; done; \
+         xl network-attach {id} type=vif bridge=xenbr0"
+    ))?;
     domain.wait_for("segue: vif=0 connected")?;
     xl(format!("curl -sS --retry 5 -m 30 http://{address}/"))?;
     let lines = domain.stop()?;
