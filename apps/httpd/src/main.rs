@@ -1,87 +1,77 @@
 //! Serves the files of its image over HTTP.
 //!
-//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N]`
+//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N] [--replace-every MS [--until
+//! GENERATION]]`
 //!
 //! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
-//! is for trying out, it is `apps/httpd/files/www` itself.
+//! is for trying out, it is `apps/httpd/files/www` itself. Clients stay when the image is replaced,
+//! in the middle of a file, too, if the next image has the same.
 use httpd::{Gauge, Http, Limits, Site};
-use segue_serve::{Config, Server};
-use std::net::SocketAddr;
+use segue_serve::Server;
+use segue_serve::app::{self, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-struct Arguments {
-    listen: SocketAddr,
-    root: PathBuf,
-    config: Config,
-}
+segue::trial!();
 
-fn arguments() -> Result<Arguments, String> {
-    let mut arguments = Arguments {
-        listen: platform::LISTEN,
-        root: platform::ROOT.into(),
-        config: Config::default(),
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let value = words
-            .next()
-            .ok_or_else(|| format!("{word} needs a value"))?;
-        let bad = |what| format!("{word}: '{value}' is no {what}");
-        match &word[..] {
-            "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
-            "--root" => arguments.root = value.into(),
-            "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
-            _ => {
-                return Err(format!(
-                    "unknown option {word}; there are --listen ADDRESS:PORT, --root FOLDER, \
-                     --threads N"
-                ));
-            }
-        }
-    }
-    Ok(arguments)
+/// What is handed over: the clients, and what else is known.
+const CLIENTS: &str = "clients";
+const KNOWN: &str = "known";
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 fn serve() -> Result<(), String> {
-    let Arguments {
-        listen,
-        root,
-        config,
-    } = arguments()?;
-    let site = Site::load(&root, platform::content).map_err(|error| error.to_string())?;
-    println!(
-        "httpd: files={} bytes={} listen={listen} threads={}",
-        site.len(),
-        site.bytes(),
-        config.threads
-    );
+    let mut root = PathBuf::from(platform::ROOT);
+    let options = Options::read(platform::LISTEN, "--root FOLDER, ", |option, value| {
+        let known = option == "--root";
+        if known {
+            root = value.into();
+        }
+        Ok(known)
+    })?;
+    let mut site = Site::load(&root, platform::content).map_err(said)?;
+    site.keep(platform::kept());
+    let (files, bytes) = (site.len(), site.bytes());
     let http = Http::new(site, Limits::default(), platform::gauges());
-    let server = Server::new(http, config).map_err(|error| error.to_string())?;
+
+    // On trial: what was handed over and can't be used is an error, and the image before goes on.
+    let mut before = segue::handover();
+    if let Some(before) = &mut before {
+        let known = before.take_if_any(KNOWN).map_err(said)?;
+        http.go_on(known.unwrap_or_default());
+    }
+    let server = Server::new(http, options.config).map_err(said)?;
     Http::observe(&server);
-    platform::end_with_the_domain(&server)?;
-    server
-        .listen(listen)
-        .map_err(|error| format!("{listen}: {error}"))
+    let listener = server.take(&mut before, CLIENTS).map_err(said)?;
+    app::commit();
+    drop(before);
+
+    let listener = app::listener(listener, options.listen)?;
+    server.hand_over(CLIENTS, &listener);
+    let knows = server.clone();
+    segue::on_replace(move |next| Ok(next.put(KNOWN, &knows.service().known())?));
+    println!(
+        "httpd: files={files} bytes={bytes} listen={} threads={}",
+        options.listen, options.config.threads
+    );
+    app::drain_at_the_end(&server)?;
+    options.start_replacing("httpd")?;
+    server.run(&listener).map_err(said)
 }
 
 fn main() -> ExitCode {
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("httpd: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    app::exit("httpd", serve())
 }
 
 /// In an image: files lie in it and are sent from there.
 #[cfg(target_os = "hermit")]
 mod platform {
-    use super::{Gauge, Http, Server, SocketAddr};
+    use super::Gauge;
     use httpd::metrics::Kind;
     use std::io;
-    use std::net::{IpAddr, Ipv6Addr};
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -93,6 +83,11 @@ mod platform {
             // Not of the tree: a file of /tmp.
             None => std::fs::read(path).map(|bytes| &*bytes.leak()),
         }
+    }
+
+    /// The ramdisk, where files may lie, passes from image to image.
+    pub fn kept() -> Vec<&'static [u8]> {
+        segue::modules()
     }
 
     pub fn gauges() -> Vec<Gauge> {
@@ -165,20 +160,14 @@ mod platform {
             read,
         }
     }
-
-    /// Asked to end, it answers what was asked before.
-    pub fn end_with_the_domain(server: &Server<Http>) -> Result<(), String> {
-        let server = server.clone();
-        segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
-    }
 }
 
 /// On a host, for trying out.
 #[cfg(not(target_os = "hermit"))]
 mod platform {
-    use super::{Gauge, Http, Server, SocketAddr};
+    use super::Gauge;
     use std::io;
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -189,11 +178,11 @@ mod platform {
         std::fs::read(path).map(|bytes| &*bytes.leak())
     }
 
-    pub fn gauges() -> Vec<Gauge> {
+    pub const fn kept() -> Vec<&'static [u8]> {
         Vec::new()
     }
 
-    pub fn end_with_the_domain(_: &Server<Http>) -> Result<(), String> {
-        Ok(())
+    pub const fn gauges() -> Vec<Gauge> {
+        Vec::new()
     }
 }
