@@ -52,6 +52,7 @@
 
 mod config;
 mod console;
+mod deploy;
 mod domain;
 mod error;
 mod lab;
@@ -64,7 +65,8 @@ mod xen_host;
 
 pub use config::LabConfig;
 pub use console::{Line, Source};
-pub use domain::{Domain, DomainConfig, DomainType, EndReason};
+pub use deploy::{DEPLOYED_DIR, Deployed};
+pub use domain::{AfterEnd, Domain, DomainConfig, DomainType, EndReason};
 pub use error::{LabError, Result};
 pub use lab::Lab;
 pub use prepare::Image;
