@@ -14,7 +14,7 @@ use crate::output::outln;
 /// Where domains are.
 #[derive(Debug, Args)]
 pub struct HostOption {
-    /// A Xen host to reach by ssh; else the lab that `segue lab up` holds.
+    /// A Xen host to reach by ssh; `lab`, or without: the lab that `segue lab up` holds.
     #[arg(long, value_name = "USER@HOST", env = "SEGUE_XEN_HOST")]
     xen_host: Option<String>,
 }
@@ -23,7 +23,8 @@ impl HostOption {
     /// The lab's settings with this host.
     pub fn config(&self) -> LabConfig {
         let mut config = LabConfig::from_env();
-        config.xen_host = self.xen_host.clone().filter(|host| !host.is_empty());
+        let named = |host: &String| !host.is_empty() && host != "lab";
+        config.xen_host = self.xen_host.clone().filter(named);
         config
     }
 

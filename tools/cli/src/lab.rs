@@ -11,7 +11,9 @@ use clap::{Args, Subcommand};
 use segue_lab::{HOST_PACKAGES, Lab, LabConfig, Session, ensure_host_tools};
 use serde::Serialize;
 
-use crate::host::{DomainOptions, connect, exit_code, run_domain, stopped, watch_stop};
+use crate::host::{
+    DomainOptions, connect, exit_code, run_domain, stopped, watch_for_interrupts, watch_stop,
+};
 use crate::output::{outln, print_json};
 
 /// Arguments of `segue lab`.
@@ -112,6 +114,7 @@ struct Run {
 /// Runs `segue lab`.
 pub fn run(arguments: Arguments, json: bool) -> Result<ExitCode> {
     let config = LabConfig::from_env();
+    watch_for_interrupts()?;
     match arguments.command {
         Command::Setup => setup(),
         Command::Prepare => {

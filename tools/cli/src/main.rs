@@ -86,7 +86,7 @@ fn command() -> clap::Command {
 
 fn main() -> ExitCode {
     let Arguments { json, command } = Arguments::parse();
-    let result = host::watch_for_interrupts().and_then(|()| match command {
+    let result = match command {
         Command::Build(arguments) => build::run(arguments, json),
         Command::Run(arguments) => run::run(&arguments),
         Command::Deploy(arguments) => deploy::run(&arguments, json),
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(arguments, json),
         Command::Completion(arguments) => shell::completion(&arguments),
         Command::Man(arguments) => shell::man(&arguments),
-    });
+    };
     result.unwrap_or_else(|error| {
         if output::is_closed(&error) {
             return ExitCode::SUCCESS;

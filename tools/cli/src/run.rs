@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use segue_image::{App, build_app};
 
-use crate::host::{DomainOptions, HostOption, run_domain};
+use crate::host::{DomainOptions, HostOption, run_domain, watch_for_interrupts};
 
 /// Build an app, run it as a domain, and show its console until it ends.
 ///
@@ -46,6 +46,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    watch_for_interrupts()?;
     let options = &arguments.domain;
     let image = if arguments.app.is_file() {
         arguments.app.clone()

@@ -355,6 +355,12 @@ impl Domain {
         self.domid
     }
 
+    /// The time since it was let run, by which its lines are told.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.log.elapsed()
+    }
+
     /// All lines so far.
     #[must_use]
     pub fn lines(&self) -> Vec<Line> {

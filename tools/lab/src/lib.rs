@@ -72,4 +72,4 @@ pub use lab::Lab;
 pub use prepare::Image;
 pub use session::Session;
 pub use setup::{HOST_PACKAGES, HostPackage, ensure_host_tools, missing_packages};
-pub use xen_host::{Connection, Output, XenHost};
+pub use xen_host::{Connection, Forward, Output, XenHost};

@@ -8,12 +8,14 @@ mod demo;
 mod devices;
 mod guest;
 mod images;
+mod live;
 mod net;
 mod probation;
 mod qemu;
 mod soak;
 mod state;
 mod test;
+mod upgrade;
 
 use std::path::Path;
 use std::process::ExitCode;

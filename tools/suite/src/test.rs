@@ -40,7 +40,12 @@ impl Shared {
 struct Progress {
     running: Vec<(String, Instant)>,
     done: usize,
+    /// How long each took, with what it waited for.
+    took: Vec<(Duration, String)>,
 }
+
+/// How many of the longest tests are told.
+const LONGEST: usize = 15;
 
 /// How often the progress is told.
 const TELL: Duration = Duration::from_secs(20);
@@ -53,6 +58,7 @@ impl Shared {
     /// Runs a test, and lets it be seen that it runs. One that fails with a domain that TCG lost
     /// runs again, twice at most.
     fn watch(&self, case: &Case) -> Result<()> {
+        let start = Instant::now();
         self.progress()
             .running
             .push((case.name.clone(), Instant::now()));
@@ -81,6 +87,7 @@ impl Shared {
         let mut progress = self.progress();
         progress.running.retain(|(name, _)| *name != case.name);
         progress.done += 1;
+        progress.took.push((start.elapsed(), case.name.clone()));
         result
     }
 
@@ -160,6 +167,10 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
         return Ok(libtest_mimic::run(&arguments, trials).exit_code());
     }
     let images = Images::build()?;
+    if cases.iter().any(|case| case.name.starts_with("upgrade::")) {
+        // Not while others run.
+        images.served()?;
+    }
     let largest = cases.iter().map(|case| case.mib).max().unwrap_or(0);
     let shared = Arc::new(Shared {
         xen: crate::xen(largest + 512)?,
@@ -186,6 +197,14 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
     for note in notes.unwrap_or_else(PoisonError::into_inner).iter() {
         println!("suite: {note}");
     }
+    let mut took = std::mem::take(&mut shared.progress().took);
+    took.sort_unstable_by_key(|(time, _)| std::cmp::Reverse(*time));
+    let longest: Vec<String> = took
+        .iter()
+        .take(LONGEST)
+        .map(|(time, name)| format!("{name} {} s", time.as_secs()))
+        .collect();
+    println!("suite: the longest: {}", longest.join(", "));
     println!(
         "suite: {} tests on a real Xen in {:.0} s",
         conclusion.num_passed + conclusion.num_failed,
@@ -282,6 +301,8 @@ fn cases() -> Vec<Case> {
             std_app(s, kind, vcpus, times)
         }));
     }
+    all.extend(crate::live::cases());
+    all.extend(crate::upgrade::cases());
     all.extend(crate::net::cases());
     for (name, test, kind) in crate::control::tests() {
         all.push(case(name, move |s| test(&s.xen, &s.images, kind)));
