@@ -7,6 +7,7 @@ use super::protocol::{
 use super::wire::{self, WireError};
 use crate::kernel::image::{Digest, SigningKey};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,23 @@ impl Client {
                 Ok(answer)
             }
             answer => Ok(answer),
+        }
+    }
+
+    /// The next answer, if it begins to come within `limit`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn poll(&mut self, limit: Duration) -> Result<Option<Answer>, ClientError> {
+        let limit = limit.max(Duration::from_millis(1));
+        let set = self.stream.set_read_timeout(Some(limit));
+        set.map_err(WireError::Io)?;
+        match self.stream.peek(&mut [0]) {
+            Ok(0) => Err(WireError::Closed.into()),
+            Ok(_) => self.answer(self.limit).map(Some),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(None),
+            Err(e) => Err(WireError::Io(e).into()),
         }
     }
 

@@ -6,8 +6,8 @@
 //! use segue::upgrade::Config;
 //!
 //! let mut before = segue::handover();
-//! let keys = std::fs::read_to_string("/etc/segue/operators.pub")?;
-//! let config = Config::new("0.0.0.0:7433".parse()?).operators(&keys)?;
+//! // Their keys are in /etc/segue/operators.pub, which is in the image.
+//! let config = Config::new("0.0.0.0:7433".parse()?).image_operators()?;
 //! segue::upgrade::listen(config, before.as_mut())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -36,6 +36,10 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The file of operators' public keys in an image, one or several `.pub` files as `segue keygen` writes
+/// them.
+pub const OPERATORS: &str = "/etc/segue/operators.pub";
 
 /// What the service in the next image takes over.
 const CARRIED: &str = "segue.upgrade";
@@ -83,6 +87,18 @@ impl Config {
     pub fn operators(mut self, text: &str) -> Result<Self, KeysError> {
         self.limits.operators.extend(parse_keys(text)?);
         Ok(self)
+    }
+
+    /// With the operators that the image says, or a ramdisk that lies over it: in [`OPERATORS`]. Without
+    /// such a file, with those there are already.
+    ///
+    /// # Errors
+    /// There is something else in it.
+    pub fn image_operators(self) -> Result<Self, KeysError> {
+        match std::fs::read_to_string(OPERATORS) {
+            Ok(text) => self.operators(&text),
+            Err(_) => Ok(self),
+        }
     }
 
     /// Without operators: **whoever can connect can replace the image**, if it is open as well, or

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod boot_image;
 mod build;
+mod confirm;
 mod downgrade;
 mod image;
 mod inspect;
@@ -10,7 +12,10 @@ mod keygen;
 mod lab;
 mod new;
 mod output;
+mod remote;
 mod sign;
+mod status;
+mod upgrade;
 mod verify;
 
 use std::process::ExitCode;
@@ -43,6 +48,14 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Allow one image to be replaced by an older one, for some time, in some place.
     AllowDowngrade(downgrade::Arguments),
+    /// Replace the image of a domain that runs, by the one in a bundle.
+    Upgrade(upgrade::Arguments),
+    /// Show what runs in a domain: image, generation, last switch, probation.
+    Status(status::Arguments),
+    /// End a new image's probation: it is good, and stays.
+    Confirm(confirm::Confirm),
+    /// Put the image before back, while the new one is on probation.
+    Rollback(confirm::Rollback),
     /// A real Xen on this machine: prepare it, start it, run domains.
     Lab(lab::Arguments),
 }
@@ -57,6 +70,10 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::AllowDowngrade(arguments) => downgrade::run(&arguments),
+        Command::Upgrade(arguments) => upgrade::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Confirm(arguments) => confirm::confirm(&arguments),
+        Command::Rollback(arguments) => confirm::rollback(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
     };
     result.unwrap_or_else(|error| {
@@ -64,6 +81,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         eprintln!("segue: {error:#}");
-        ExitCode::FAILURE
+        error
+            .downcast_ref::<remote::Failed>()
+            .map_or(ExitCode::FAILURE, |failed| ExitCode::from(failed.end as u8))
     })
 }
