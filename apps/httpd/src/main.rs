@@ -1,9 +1,11 @@
 //! Serves the files of its image over HTTP.
 //!
-//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N]`
+//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N]
+//! [--upgrade ADDRESS:PORT [--operator-key KEY]]`
 //!
 //! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
-//! is for trying out, it is `apps/httpd/files/www` itself.
+//! is for trying out, it is `apps/httpd/files/www` itself. With `--upgrade` it has the upgrade service
+//! there, for the operators in `/etc/segue/operators.pub`, or the one with this public key.
 use httpd::{Gauge, Http, Limits, Site};
 use segue_serve::{Config, Server};
 use std::net::SocketAddr;
@@ -14,6 +16,8 @@ struct Arguments {
     listen: SocketAddr,
     root: PathBuf,
     config: Config,
+    upgrade: Option<SocketAddr>,
+    operator: Option<String>,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -21,6 +25,8 @@ fn arguments() -> Result<Arguments, String> {
         listen: platform::LISTEN,
         root: platform::ROOT.into(),
         config: Config::default(),
+        upgrade: None,
+        operator: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -31,11 +37,15 @@ fn arguments() -> Result<Arguments, String> {
         match &word[..] {
             "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
             "--root" => arguments.root = value.into(),
+            "--upgrade" => {
+                arguments.upgrade = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?)
+            }
+            "--operator-key" => arguments.operator = Some(value),
             "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
             _ => {
                 return Err(format!(
                     "unknown option {word}; there are --listen ADDRESS:PORT, --root FOLDER, \
-                     --threads N"
+                     --threads N, --upgrade ADDRESS:PORT, --operator-key KEY"
                 ));
             }
         }
@@ -48,6 +58,8 @@ fn serve() -> Result<(), String> {
         listen,
         root,
         config,
+        upgrade,
+        operator,
     } = arguments()?;
     let site = Site::load(&root, platform::content).map_err(|error| error.to_string())?;
     println!(
@@ -60,6 +72,9 @@ fn serve() -> Result<(), String> {
     let server = Server::new(http, config).map_err(|error| error.to_string())?;
     Http::observe(&server);
     platform::end_with_the_domain(&server)?;
+    if let Some(address) = upgrade {
+        platform::upgrade(address, operator.as_deref())?;
+    }
     server
         .listen(listen)
         .map_err(|error| format!("{listen}: {error}"))
@@ -80,6 +95,7 @@ fn main() -> ExitCode {
 mod platform {
     use super::{Gauge, Http, Server, SocketAddr};
     use httpd::metrics::Kind;
+    use segue::upgrade::Config;
     use std::io;
     use std::net::{IpAddr, Ipv6Addr};
     use std::path::Path;
@@ -166,6 +182,18 @@ mod platform {
         }
     }
 
+    /// Has the upgrade service.
+    pub fn upgrade(address: SocketAddr, operator: Option<&str>) -> Result<(), String> {
+        let config = Config::new(address);
+        let config = match operator {
+            Some(key) => config.operators(key),
+            None => config.image_operators(),
+        };
+        let config = config.map_err(|error| error.to_string())?;
+        let mut before = segue::handover();
+        segue::upgrade::listen(config, before.as_mut()).map_err(|error| error.to_string())
+    }
+
     /// Asked to end, it answers what was asked before.
     pub fn end_with_the_domain(server: &Server<Http>) -> Result<(), String> {
         let server = server.clone();
@@ -191,6 +219,10 @@ mod platform {
 
     pub fn gauges() -> Vec<Gauge> {
         Vec::new()
+    }
+
+    pub fn upgrade(_: SocketAddr, _: Option<&str>) -> Result<(), String> {
+        Err("--upgrade: only in a domain".into())
     }
 
     pub fn end_with_the_domain(_: &Server<Http>) -> Result<(), String> {

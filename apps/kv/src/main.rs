@@ -1,10 +1,12 @@
 //! A key-value store in memory that speaks Redis's protocol.
 //!
-//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N] [--replace-at KEYS [--until GENERATION]]`
+//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N] [--replace-at KEYS [--until GENERATION]]
+//! [--upgrade ADDRESS:PORT [--operator-key KEY]]`
 //!
 //! The keys stay when the image is replaced, in the memory they have then: `--memory` is for the
 //! first. With `--replace-at` it replaces itself by the first bundle that it came with, when it has
-//! so many keys; up to generation 2, if nothing else is said.
+//! so many keys; up to generation 2, if nothing else is said. With `--upgrade` it has the upgrade
+//! service there, for the operators in `/etc/segue/operators.pub`, or the one with this public key.
 use kv::store::{Table, TableError};
 use kv::{Kv, Limits};
 use segue::preserved::CreateError;
@@ -25,6 +27,8 @@ struct Arguments {
     config: Config,
     replace_at: Option<usize>,
     until: u64,
+    upgrade: Option<SocketAddr>,
+    operator: Option<String>,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -34,6 +38,8 @@ fn arguments() -> Result<Arguments, String> {
         config: Config::default(),
         replace_at: None,
         until: 2,
+        upgrade: None,
+        operator: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -52,11 +58,16 @@ fn arguments() -> Result<Arguments, String> {
                 arguments.replace_at = Some(value.parse().map_err(|_| bad("number of keys"))?);
             }
             "--until" => arguments.until = value.parse().map_err(|_| bad("number"))?,
+            "--upgrade" => {
+                arguments.upgrade = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?)
+            }
+            "--operator-key" => arguments.operator = Some(value),
             "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
             _ => {
                 return Err(format!(
                     "unknown option {word}; there are --listen ADDRESS:PORT, --memory MIB, \
-                     --threads N, --replace-at KEYS, --until GENERATION"
+                     --threads N, --replace-at KEYS, --until GENERATION, --upgrade ADDRESS:PORT, \
+                     --operator-key KEY"
                 ));
             }
         }
@@ -67,10 +78,8 @@ fn arguments() -> Result<Arguments, String> {
 /// The table of the image before, or an empty one. What was handed over and is no table we can use
 /// is an error: on trial, where it lets the image before go on with its keys.
 fn table(memory: Option<usize>) -> Result<Table, TableError> {
-    let before = segue::handover();
     let taken = Table::take()?;
     platform::commit();
-    drop(before);
     if let Some(table) = taken {
         return Ok(table);
     }
@@ -96,7 +105,10 @@ fn serve() -> Result<(), String> {
         config,
         replace_at,
         until,
+        upgrade,
+        operator,
     } = arguments()?;
+    let mut before = segue::handover();
     let mut table = table(memory).map_err(|error| error.to_string())?;
     let (memory, keys) = {
         let store = table.open();
@@ -120,6 +132,10 @@ fn serve() -> Result<(), String> {
         })
         .map_err(|error| error.to_string())?;
     platform::end_with_the_domain(&server)?;
+    if let Some(address) = upgrade {
+        platform::upgrade(address, operator.as_deref(), before.as_mut())?;
+    }
+    drop(before);
     if let Some(keys) = replace_at.filter(|_| platform::generation() < until) {
         let server = server.clone();
         thread::Builder::new()
@@ -152,6 +168,8 @@ fn main() -> ExitCode {
 #[cfg(target_os = "hermit")]
 mod platform {
     use super::{IpAddr, Kv, Server, SocketAddr};
+    use segue::handover::Incoming;
+    use segue::upgrade::Config;
     use std::net::Ipv6Addr;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6379);
@@ -185,6 +203,21 @@ mod platform {
         };
         let error = segue::replace_image(bundle).unwrap_err();
         println!("kv: stays: {error}");
+    }
+
+    /// Has the upgrade service.
+    pub fn upgrade(
+        address: SocketAddr,
+        operator: Option<&str>,
+        before: Option<&mut Incoming>,
+    ) -> Result<(), String> {
+        let config = Config::new(address);
+        let config = match operator {
+            Some(key) => config.operators(key),
+            None => config.image_operators(),
+        };
+        let config = config.map_err(|error| error.to_string())?;
+        segue::upgrade::listen(config, before).map_err(|error| error.to_string())
     }
 
     /// A section of `INFO`.
@@ -233,6 +266,14 @@ mod platform {
 
     pub fn replace() {
         println!("kv: only in a domain");
+    }
+
+    pub fn upgrade(
+        _: SocketAddr,
+        _: Option<&str>,
+        _: Option<&mut segue::handover::Incoming>,
+    ) -> Result<(), String> {
+        Err("--upgrade: only in a domain".into())
     }
 
     pub fn info() -> String {

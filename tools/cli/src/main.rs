@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod boot_image;
 mod build;
+mod confirm;
 mod deploy;
 mod downgrade;
 mod host;
@@ -13,9 +15,12 @@ mod lab;
 mod logs;
 mod new;
 mod output;
+mod remote;
 mod run;
 mod shell;
 mod sign;
+mod status;
+mod upgrade;
 mod verify;
 
 use std::process::ExitCode;
@@ -32,6 +37,7 @@ Examples:
   segue new site --files && segue run site
   segue build httpd
   segue deploy httpd --xen-host root@xen1 --name web --vif bridge=xenbr0 --ip 10.0.0.2/24
+  segue upgrade --key operator --healthy http://10.0.0.2/ 10.0.0.2 httpd-0.2.bundle
   segue logs web --xen-host root@xen1 -f
 
 Exit codes: 0 it is done; 1 it is not, standard error says why and what to do; 2 the
@@ -71,6 +77,14 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Allow one image to be replaced by an older one, for some time, in some place.
     AllowDowngrade(downgrade::Arguments),
+    /// Replace the image of a domain that runs, by the one in a bundle.
+    Upgrade(upgrade::Arguments),
+    /// Show what runs in a domain: image, generation, last switch, probation.
+    Status(status::Arguments),
+    /// End a new image's probation: it is good, and stays.
+    Confirm(confirm::Confirm),
+    /// Put the image before back, while the new one is on probation.
+    Rollback(confirm::Rollback),
     /// A real Xen on this machine: prepare it, start it, run domains.
     Lab(lab::Arguments),
     /// Print a script with which a shell completes this command.
@@ -98,6 +112,10 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments, json),
         Command::Inspect(arguments) => inspect::run(&arguments, json),
         Command::AllowDowngrade(arguments) => downgrade::run(&arguments, json),
+        Command::Upgrade(arguments) => upgrade::run(&arguments, json),
+        Command::Status(arguments) => status::run(&arguments, json),
+        Command::Confirm(arguments) => confirm::confirm(&arguments),
+        Command::Rollback(arguments) => confirm::rollback(&arguments),
         Command::Lab(arguments) => lab::run(arguments, json),
         Command::Completion(arguments) => shell::completion(&arguments),
         Command::Man(arguments) => shell::man(&arguments),
@@ -107,7 +125,9 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         eprintln!("segue: {error:#}");
-        ExitCode::FAILURE
+        error
+            .downcast_ref::<remote::Failed>()
+            .map_or(ExitCode::FAILURE, |failed| ExitCode::from(failed.end as u8))
     })
 }
 
@@ -122,7 +142,7 @@ mod tests {
                 let path = format!("{path} {}", below.get_name());
                 let help = below.get_after_help().map(ToString::to_string);
                 assert!(
-                    help.is_some_and(|help| help.contains("Examples:")),
+                    help.is_some_and(|help| help.contains("Example")),
                     "{path} has no examples"
                 );
                 check(below, &path);
