@@ -80,7 +80,13 @@ fn serve() -> Result<(), String> {
         .map_err(|error| format!("{listen}: {error}"))
 }
 
+/// An image that does not get through its trial, for tests.
+#[cfg(all(feature = "panics", target_os = "hermit"))]
+segue::trial!();
+
 fn main() -> ExitCode {
+    #[cfg(all(feature = "panics", target_os = "hermit"))]
+    assert!(!segue::on_trial(), "this image is no good");
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -101,7 +107,11 @@ mod platform {
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
-    pub const ROOT: &str = "/www";
+    pub const ROOT: &str = if cfg!(feature = "unhealthy") {
+        "/tmp"
+    } else {
+        "/www"
+    };
 
     pub fn content(path: &Path) -> io::Result<&'static [u8]> {
         match path.to_str().and_then(segue::file) {
