@@ -60,7 +60,7 @@ class Answers:
             raise Wrong("there was not one answer")
         at = lambda share: round(times[min(len(times) - 1, int(len(times) * share))] * 1000, 1)
         # The late ones with the time of day, so that they can be laid beside the switches.
-        late = [(round(t, 3), round(s * 1000, 1)) for t, s in self.took if s > 0.002]
+        late = [(round(t, 3), round(s * 1000, 1)) for t, s in self.took]
         late.sort(key=lambda pair: -pair[1])
         return {
             "answers": len(times),

@@ -10,6 +10,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -671,28 +672,31 @@ fn connections(s: &Shared, t: &Test) -> Result<()> {
     server.end(result)
 }
 
+/// Xen's dumps are made one at a time.
+static DUMP: Mutex<()> = Mutex::new(());
+
 /// What xenstore, Xen and the backend know of a domain's devices: nodes, ports, grants.
 fn view(host: &XenHost, domain: &Running<'_>) -> Result<String> {
     let id = domain.domid();
     let mut view = host
         .exec(&format!(
             "xenstore-ls /local/domain/{id}/device; xenstore-ls /local/domain/0/backend/vif/{id}; \
-             ls /sys/bus/xen-backend/devices; cat /sys/class/net/vif{id}.0/ifindex"
+             ls /sys/bus/xen-backend/devices | grep -e '-{id}-'; cat /sys/class/net/vif{id}.0/ifindex"
         ))?
         .check()?
         .stdout;
-    // Xen's log is short: a dump at a time.
     for (key, head, entry) in [
         ("e", format!("information for domain {id}:"), "]: s="),
         ("g", format!("grant-table for remote d{id} "), "[0x"),
     ] {
-        let dump = host
-            .exec(&format!(
-                "xl dmesg -c >/dev/null; xl debug-keys {key}; sleep 1; xl dmesg"
-            ))?
-            .check()?
-            .stdout;
-        for line in crate::soak::entries(&dump, &head, entry)? {
+        // One at a time, as all are in one log; it is not emptied, as others look into it.
+        let one = DUMP.lock().unwrap_or_else(PoisonError::into_inner);
+        let command = format!("xl debug-keys {key}; sleep 1; xl dmesg");
+        let log = host.exec(&command)?.check()?.stdout;
+        drop(one);
+        let start = format!("'{key}' pressed");
+        let (_, dump) = log.rsplit_once(&start).context("no dump in Xen's log")?;
+        for line in crate::soak::entries(dump, &head, entry)? {
             view += without_flags(line);
             view.push('\n');
         }

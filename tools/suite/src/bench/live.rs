@@ -1,6 +1,8 @@
 //! What clients see of a switch, and what connections cost it.
 
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -19,6 +21,7 @@ const EVERY: u64 = 1000;
 pub fn live(bench: &Bench) -> Result<Vec<Row>> {
     let switches = bench.pick(100, 20) as usize;
     let ask = || look("probe", ADDRESS, 7, "echo 100");
+    let quiet = quiet(bench, bench.pick(30, 10), &ask())?;
     let (pauses, alone) = measure(bench, switches, &[ask()])?;
     let lines = look("lines", ADDRESS, 7, &format!("{CONNECTIONS} 20"));
     let few = bench.pick(40, 10) as usize;
@@ -36,6 +39,13 @@ pub fn live(bench: &Bench) -> Result<Vec<Row>> {
         .at_most(50.0),
         Row::new(
             "live",
+            "the same without switches, p99 of as long times",
+            quantile(&quiet, 0.99),
+            "ms",
+        )
+        .runs(quiet.len()),
+        Row::new(
+            "live",
             "longest pause of a client, median of switches",
             pause(0.5),
             "ms",
@@ -51,6 +61,26 @@ pub fn live(bench: &Bench) -> Result<Vec<Row>> {
         .runs(few)
         .at_most(2.0),
     ])
+}
+
+/// The longest answers of each [`EVERY`] without any switch: what the machine has of its own.
+fn quiet(bench: &Bench, times: u64, ask: &Client) -> Result<Vec<f64>> {
+    let mut domain = Guest::new(&bench.images.echo, Kind::Pvh, 2)
+        .network(ADDRESS)
+        .memory(96)
+        .start_serving(&bench.xen)?;
+    domain.wait_for("echo: ")?;
+    let begin = domain.started_at()? + domain.elapsed().as_secs_f64();
+    let every = Duration::from_millis(EVERY);
+    let said = beside(&bench.xen, ADDRESS, std::slice::from_ref(ask), |_| {
+        thread::sleep(every * u32::try_from(times)?);
+        Ok(())
+    })?;
+    let at: Vec<f64> = (0..times)
+        .map(|n| begin + (n as f64 + 0.5) * every.as_secs_f64())
+        .collect();
+    let answers = read(said.first().context("no client")?)?;
+    Ok(pauses(&at, &late(&answers)))
 }
 
 /// The pauses, in ms, and the blackouts, in µs, of so many switches.
