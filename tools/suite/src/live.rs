@@ -697,7 +697,7 @@ fn view(host: &XenHost, domain: &Running<'_>) -> Result<String> {
         let start = format!("'{key}' pressed");
         let (_, dump) = log.rsplit_once(&start).context("no dump in Xen's log")?;
         for line in crate::soak::entries(dump, &head, entry)? {
-            view += without_flags(line);
+            view += &without_flags(line);
             view.push('\n');
         }
     }
@@ -705,8 +705,11 @@ fn view(host: &XenHost, domain: &Running<'_>) -> Result<String> {
 }
 
 /// A port's line, without whether it is pending or masked just now.
-fn without_flags(line: &str) -> &str {
-    line.split_once("]: s=").map_or(line, |(_, rest)| rest)
+fn without_flags(line: &str) -> String {
+    match (line.split_once('['), line.split_once("]: s=")) {
+        (Some((port, _)), Some((_, rest))) => format!("{port} s={rest}"),
+        _ => line.to_owned(),
+    }
 }
 
 /// Neither xenstore's nor netback's nor Xen's view of the devices changes over a switch; watches
@@ -851,6 +854,9 @@ mod tests {
         let line = "(XEN)     3 [1/0/  -   ]: s=3 n=0 x=0(d=0 p=22)";
         let again = "(XEN)     3 [0/1/  -   ]: s=3 n=0 x=0(d=0 p=22)";
         assert_eq!(without_flags(line), without_flags(again));
+        let other = line.replace("    3 [", "    4 [");
+        assert_ne!(without_flags(line), without_flags(&other));
+        assert_eq!(without_flags("(XEN) [0x008] 0"), "(XEN) [0x008] 0");
     }
 
     #[test]
