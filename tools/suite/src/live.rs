@@ -164,14 +164,24 @@ impl<'a> Server<'a> {
     /// one, or that there was another outcome than was to be.
     fn end(self, result: Result<()>) -> Result<()> {
         let lines = self.domain.stop()?;
-        let mut broken = vec!["segue: fault ", "segue: fallback ", "segue: vif=0 "];
+        let mut broken = vec![
+            "segue: fault ",
+            "segue: fallback ",
+            // Devices and network go on; they are not begun anew.
+            "segue: vif=0 disconnected",
+            "segue: vif=0 not connected",
+            "segue: vif=0 stopped",
+            "segue: device at=",
+            "segue: net adopted=no",
+            "segue: net frozen=no",
+        ];
         match self.by {
             By::Good => broken.extend(["segue: panic ", "segue: resume "]),
             By::Bad => broken.extend(["segue: switch "]),
         }
-        let found = lines.iter().find(|l| {
-            broken.iter().any(|start| l.text.starts_with(start)) && !l.text.contains(" connected")
-        });
+        let found = lines
+            .iter()
+            .find(|l| broken.iter().any(|start| l.text.starts_with(start)));
         let result = result.and_then(|()| match found {
             Some(line) => bail!("this was not to be: {line}"),
             None => Ok(()),
