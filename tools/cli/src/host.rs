@@ -80,7 +80,7 @@ pub struct DomainOptions {
     /// Ramdisk (module for pvh): bundles, or a cpio archive.
     #[arg(long, value_name = "FILE")]
     ramdisk: Option<PathBuf>,
-    /// Domain name; one is made up otherwise.
+    /// Domain name; by default the image's (deploy), or one that is made up.
     #[arg(long)]
     name: Option<String>,
     /// A further line for the xl configuration; may be repeated.
