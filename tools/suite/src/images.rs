@@ -156,6 +156,16 @@ pub struct Served {
 }
 
 impl Served {
+    /// Each of them.
+    pub fn all(&self) -> [&Image; 4] {
+        [
+            &self.httpd,
+            &self.httpd_next,
+            &self.httpd_panics,
+            &self.httpd_unhealthy,
+        ]
+    }
+
     /// Builds what is not up to date. The operator's key is made if it is not there; bundles are
     /// signed with it.
     pub fn build() -> Result<Served> {
