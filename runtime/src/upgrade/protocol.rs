@@ -272,7 +272,7 @@ pub enum Answer {
     /// the one in the bundle. Nothing is done.
     Runs,
     /// To [`Command::Switch`] and [`Command::RollBack`]: it begins now. If it comes about, the next
-    /// image does not know of this connection.
+    /// image goes on with the connection and says [`Answer::Hello`]; or it does not know of it.
     Switching,
     /// After that: it did not come about.
     Stays(Stays),

@@ -172,12 +172,21 @@ enum Seat {
     #[default]
     Free,
     /// For its thread to take.
-    Given(Arc<TcpStream>),
+    Given(Arc<TcpStream>, Begin),
     Taken {
         stream: Arc<TcpStream>,
         since: Instant,
         operator: bool,
     },
+}
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// With an opening.
+    New,
+    /// It asked the image before for the switch to this one, and waits to hear of it.
+    Switched,
 }
 
 /// What all threads share.
@@ -189,7 +198,10 @@ pub(super) struct Shared<D> {
     changed: Condvar,
     carried: Mutex<Carried>,
     stayed: Mutex<Option<String>>,
+    /// The connection that has asked for the switch that is under way.
+    asker: Mutex<Option<Arc<TcpStream>>>,
     since: Instant,
+    listener: TcpListener,
     /// Where it listens.
     address: SocketAddr,
 }
@@ -220,6 +232,7 @@ impl<D: Domain> Shared<D> {
         limits: Limits,
         carried: Option<Carried>,
         listener: TcpListener,
+        asker: Option<TcpStream>,
     ) -> io::Result<Arc<Self>> {
         let now = domain.now_ns();
         let carried = carried.unwrap_or_else(|| Carried {
@@ -227,18 +240,24 @@ impl<D: Domain> Shared<D> {
             bucket: Bucket::full(limits.burst, now),
         });
         let connections = limits.connections.max(1);
+        let mut seats: Vec<_> = (0..connections).map(|_| Seat::Free).collect();
+        if let (Some(seat), Some(asker)) = (seats.first_mut(), asker) {
+            *seat = Seat::Given(Arc::new(asker), Begin::Switched);
+        }
         let shared = Arc::new(Self {
             domain,
             store: Mutex::new(Store {
                 room: reserve(limits.max_bundle)?,
                 pending: None,
             }),
-            seats: Mutex::new((0..connections).map(|_| Seat::Free).collect()),
+            seats: Mutex::new(seats),
             changed: Condvar::new(),
             carried: Mutex::new(carried),
             stayed: Mutex::new(None),
+            asker: Mutex::new(None),
             since: Instant::now(),
             address: listener.local_addr()?,
+            listener,
             limits,
         });
         for seat in 0..connections {
@@ -254,7 +273,7 @@ impl<D: Domain> Shared<D> {
         thread::Builder::new()
             .name("upgrade".into())
             .stack_size(STACK)
-            .spawn(move || acceptor.accept(&listener))?;
+            .spawn(move || acceptor.accept())?;
         Ok(shared)
     }
 
@@ -269,9 +288,16 @@ impl<D: Domain> Shared<D> {
         lock(&self.carried).clone()
     }
 
-    fn accept(&self, listener: &TcpListener) {
+    /// Its listener, and the connection that asked for the switch that is under way, if one did: they
+    /// go on in the next image.
+    #[cfg(any(test, target_os = "hermit"))]
+    pub fn sockets(&self) -> (&TcpListener, Option<Arc<TcpStream>>) {
+        (&self.listener, lock(&self.asker).clone())
+    }
+
+    fn accept(&self) {
         loop {
-            match listener.accept() {
+            match self.listener.accept() {
                 Ok((stream, _)) => self.seat(stream),
                 // Out of descriptors, or a connection that was gone at once.
                 Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -306,7 +332,7 @@ impl<D: Domain> Shared<D> {
             seats = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if let Some(seat) = seats.iter_mut().find(|seat| matches!(seat, Seat::Free)) {
-            *seat = Seat::Given(Arc::new(stream));
+            *seat = Seat::Given(Arc::new(stream), Begin::New);
             self.changed.notify_all();
         }
     }
@@ -317,9 +343,9 @@ impl<D: Domain> Shared<D> {
         let count = self.limits.connections.max(1) as u64;
         loop {
             let mut seats = lock(&self.seats);
-            let stream = loop {
+            let (stream, begin) = loop {
                 match seats.get(seat) {
-                    Some(Seat::Given(stream)) => break Arc::clone(stream),
+                    Some(Seat::Given(stream, begin)) => break (Arc::clone(stream), *begin),
                     Some(_) => {}
                     None => return,
                 }
@@ -330,14 +356,14 @@ impl<D: Domain> Shared<D> {
                 *place = Seat::Taken {
                     stream: Arc::clone(&stream),
                     since: Instant::now(),
-                    operator: false,
+                    operator: begin == Begin::Switched,
                 };
             }
             drop(seats);
             // Never the same for two connections.
             let id = served.wrapping_mul(count).wrapping_add(seat as u64);
             served = served.wrapping_add(1);
-            Connection::serve(self, seat, id, &stream, buffer);
+            Connection::serve(self, (seat, id), &stream, begin, buffer);
             self.let_go(id);
             let mut seats = lock(&self.seats);
             if let Some(place) = seats.get_mut(seat) {
@@ -481,7 +507,7 @@ struct Connection<'a, D> {
     shared: &'a Shared<D>,
     seat: usize,
     id: u64,
-    stream: &'a TcpStream,
+    stream: &'a Arc<TcpStream>,
     began: Instant,
     nonce: Nonce,
     operator: bool,
@@ -491,9 +517,9 @@ struct Connection<'a, D> {
 impl<'a, D: Domain> Connection<'a, D> {
     fn serve(
         shared: &'a Shared<D>,
-        seat: usize,
-        id: u64,
-        stream: &'a TcpStream,
+        (seat, id): (usize, u64),
+        stream: &'a Arc<TcpStream>,
+        begin: Begin,
         buffer: &mut [u8],
     ) {
         // Answers are small, and waited for.
@@ -505,10 +531,10 @@ impl<'a, D: Domain> Connection<'a, D> {
             stream,
             began: Instant::now(),
             nonce: Nonce::default(),
-            operator: false,
+            operator: begin == Begin::Switched,
             claim: None,
         };
-        let end = connection.talk(buffer);
+        let end = connection.talk(begin, buffer);
         if let Err(End::Told(refused)) = end {
             let _ = connection.say(&Answer::Refused(refused));
         }
@@ -536,17 +562,22 @@ impl<'a, D: Domain> Connection<'a, D> {
         Ok(self.nonce)
     }
 
-    fn talk(&mut self, buffer: &mut [u8]) -> Result<(), End> {
+    fn talk(&mut self, begin: Begin, buffer: &mut [u8]) -> Result<(), End> {
         let shared = self.shared;
         let first = self.began + shared.limits.first_command;
-        let mut opening = [0; Opening::LEN];
-        wire::read(self.stream, &mut opening, first).map_err(|_| End::Silent)?;
-        // Of another protocol: nothing that is said would be understood.
-        let opening = Opening::decode(&opening).ok_or(End::Silent)?;
-        let version = opening.version().ok_or(Refused::Version {
-            min: VERSION,
-            max: VERSION,
-        })?;
+        let version = match begin {
+            Begin::Switched => VERSION,
+            Begin::New => {
+                let mut opening = [0; Opening::LEN];
+                wire::read(self.stream, &mut opening, first).map_err(|_| End::Silent)?;
+                // Of another protocol: nothing that is said would be understood.
+                let opening = Opening::decode(&opening).ok_or(End::Silent)?;
+                opening.version().ok_or(Refused::Version {
+                    min: VERSION,
+                    max: VERSION,
+                })?
+            }
+        };
         let hello = Hello {
             version,
             domain: shared.domain.id(),
@@ -637,8 +668,7 @@ impl<'a, D: Domain> Connection<'a, D> {
                 // Nobody uploads meanwhile.
                 let _store = shared.store()?;
                 self.say(&Answer::Switching)?;
-                let outcome = shared.domain.roll_back();
-                self.stays(outcome)
+                self.go(|| shared.domain.roll_back())
             }
         }
     }
@@ -802,12 +832,14 @@ impl<'a, D: Domain> Connection<'a, D> {
             wait_ms: wait_ns.div_ceil(1_000_000),
         })?;
         self.say(&Answer::Switching)?;
-        let outcome = shared.domain.switch(bytes, how);
-        self.stays(outcome)
+        self.go(|| shared.domain.switch(bytes, how))
     }
 
-    /// After a switch, which has replaced this image, if it is one.
-    fn stays(&self, outcome: Result<(), Stays>) -> Result<(), End> {
+    /// Switches. In a domain it comes back only if that did not come about.
+    fn go(&self, switch: impl FnOnce() -> Result<(), Stays>) -> Result<(), End> {
+        *lock(&self.shared.asker) = Some(Arc::clone(self.stream));
+        let outcome = switch();
+        *lock(&self.shared.asker) = None;
         if let Err(stays) = outcome {
             let (Stays::Refused { why } | Stays::Resumed { why, .. }) = &stays;
             *lock(&self.shared.stayed) = Some(why.clone());

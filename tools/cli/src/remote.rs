@@ -174,6 +174,8 @@ const TRY: Duration = Duration::from_millis(500);
 pub const ANSWER: Duration = Duration::from_secs(20);
 /// Between two tries.
 pub const PAUSE: Duration = Duration::from_millis(250);
+/// How long the connection that asked for a switch is waited for before another is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a domain is looked for at first.
 pub const LOOK: Duration = Duration::from_secs(5);
 
@@ -220,17 +222,22 @@ pub enum Switched {
 pub fn wait_for_switch(target: &Target, old: Client, limit: Duration) -> anyhow::Result<Switched> {
     let from = old.hello().generation;
     let deadline = Instant::now() + limit;
+    let patience = Instant::now() + PATIENCE;
     let mut old = Some(old);
     while Instant::now() < deadline {
-        if let Some(client) = &mut old {
-            match client.poll(PAUSE) {
-                Ok(None) => {}
+        match old.take() {
+            None => thread::sleep(PAUSE),
+            Some(mut client) => match client.poll(PAUSE) {
+                Ok(None) => old = Some(client),
                 Ok(Some(Answer::Stays(stays))) => return Ok(Switched::Stays(stays)),
+                // The new image goes on with it.
+                Ok(Some(Answer::Hello(_))) => return Ok(Switched::Gone(client)),
                 // It is over with this connection: its image may be gone.
-                Ok(Some(_)) | Err(_) => old = None,
-            }
-        } else {
-            thread::sleep(PAUSE);
+                Ok(Some(_)) | Err(_) => {}
+            },
+        }
+        if old.is_some() && Instant::now() < patience {
+            continue;
         }
         if let Ok(client) = target.try_connect(Duration::from_secs(3))
             && client.hello().generation != from
