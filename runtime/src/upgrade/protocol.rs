@@ -318,8 +318,8 @@ pub struct Status {
     pub build: BuildId,
     /// The build id of the image that the domain was booted with, if that is known.
     pub booted: Option<BuildId>,
-    /// Since the domain was started, ms.
-    pub uptime_ms: u64,
+    /// Since the first image of the domain serves, ms, if that is known.
+    pub uptime_ms: Option<u64>,
     /// Since this image serves, ms.
     pub running_ms: u64,
     /// vCPUs.

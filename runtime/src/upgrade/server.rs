@@ -137,6 +137,8 @@ impl Bucket {
 pub(super) struct Carried {
     /// The image that the domain was booted with.
     pub booted: Option<BuildId>,
+    /// When the first image of the domain began to serve, by the clock that goes on over a switch.
+    pub since_ns: Option<u64>,
     pub bucket: Bucket,
 }
 
@@ -235,8 +237,10 @@ impl<D: Domain> Shared<D> {
         asker: Option<TcpStream>,
     ) -> io::Result<Arc<Self>> {
         let now = domain.now_ns();
+        let first = domain.generation() == 1;
         let carried = carried.unwrap_or_else(|| Carried {
-            booted: (domain.generation() == 1).then(|| domain.build()),
+            booted: first.then(|| domain.build()),
+            since_ns: first.then_some(now),
             bucket: Bucket::full(limits.burst, now),
         });
         let connections = limits.connections.max(1);
@@ -411,8 +415,13 @@ impl<D: Domain> Shared<D> {
                 len: pending.len as u64,
             })
         });
+        let carried = lock(&self.carried).clone();
+        let now = self.domain.now_ns();
         Status {
-            booted: lock(&self.carried).booted,
+            booted: carried.booted,
+            uptime_ms: carried
+                .since_ns
+                .map(|since| now.saturating_sub(since) / 1_000_000),
             running_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             stayed: lock(&self.stayed).clone(),
             upload,

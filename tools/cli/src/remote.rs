@@ -11,7 +11,7 @@ use anyhow::Context;
 use segue::upgrade::client::{Client, ClientError};
 use segue::upgrade::protocol::{Answer, Command, PORT, Refused, Status, Stays, Switch};
 use segue_image::keys;
-use segue_kernel::image::SigningKey;
+use segue_kernel::image::{PublicKey, SigningKey};
 
 /// What the exit codes of these commands mean; for their help.
 pub const EXIT_CODES: &str = "\
@@ -159,11 +159,13 @@ impl Target {
 
     /// The domain has refused.
     pub fn refused(&self, refused: &Refused) -> anyhow::Error {
-        let hint = match refused {
-            Refused::Signature { known: false, .. } => " (--key)",
-            _ => "",
+        let nobody = PublicKey::of(&nobodys_key()).id();
+        let text = match refused {
+            Refused::Signature { key, .. } if *key == nobody => {
+                format!("{self}: an operator has to sign that: give your key with --key FILE")
+            }
+            refused => clean(&format!("{self}: {refused}")),
         };
-        let text = clean(&format!("{self}: {refused}{hint}"));
         failed(End::Refused, text)
     }
 }
@@ -193,9 +195,14 @@ impl Key {
     pub fn read(&self) -> anyhow::Result<SigningKey> {
         match &self.key {
             Some(path) => keys::read_private(path).context("no command was signed"),
-            None => Ok(SigningKey::from_bytes(&[0; 32])),
+            None => Ok(nobodys_key()),
         }
     }
+}
+
+/// A key that everybody has.
+fn nobodys_key() -> SigningKey {
+    SigningKey::from_bytes(&[0; 32])
 }
 
 /// How a domain is; `None` if it tells nobody.
