@@ -1,6 +1,6 @@
 //! What there is only in a domain: the image, its vCPUs, and replacing it.
 
-use crate::handover::{self, Unready};
+use crate::handover::{self, Part, Unready};
 use crate::kernel;
 pub use kernel::replace::ReplaceError;
 use kernel::replace::values::Values;
@@ -253,20 +253,25 @@ impl<'a> Replace<'a> {
     /// # Errors
     /// See [`ReplaceError`]: this image goes on as before.
     pub fn start(self) -> Result<Infallible, ReplaceError> {
-        let limit = self.ready_limit;
-        kernel::replace::replace_image(self.bundle, &self.options, &mut || collected(limit))
+        // Dropped when nothing has come of it: then the app is told.
+        let mut part = None;
+        kernel::replace::replace_image(self.bundle, &self.options, &mut || {
+            collected(self.ready_limit, &mut part)
+        })
     }
 }
 
 /// What the app hands over.
-fn collected(limit: Duration) -> Result<Values, ReplaceError> {
-    handover::collect(limit).map_err(|unready| match unready {
+fn collected(limit: Duration, part: &mut Option<Part>) -> Result<Values, ReplaceError> {
+    let (values, taken) = handover::collect(limit).map_err(|unready| match unready {
         Unready::Refused(why) => ReplaceError::Refused { why },
         Unready::Busy => ReplaceError::Busy,
         Unready::Late => ReplaceError::Late {
             limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
         },
-    })
+    })?;
+    *part = Some(taken);
+    Ok(values)
 }
 
 /// What the time after a commit is like, in which the image before can come back.
@@ -295,7 +300,10 @@ pub fn roll_back() -> Result<Infallible, ReplaceError> {
         keep: false,
         ..Options::default()
     };
-    kernel::replace::roll_back(&options, &mut || collected(Duration::from_secs(5)))
+    let mut part = None;
+    kernel::replace::roll_back(&options, &mut || {
+        collected(Duration::from_secs(5), &mut part)
+    })
 }
 
 /// Called by the kernel after the commit of an image that is on probation.

@@ -1,17 +1,24 @@
 //! What an app tells the next image, by name.
 //!
 //! The old image: [`on_replace`] is called before anything stops, and says what is handed over. The
-//! new one: [`handover()`] gives it, on trial too, so that an app can refuse what it can't use.
+//! new one: [`handover()`] gives it, on trial too, so that an app can refuse what it can't use. If
+//! nothing comes of it the old one is told so: [`on_resume`].
 //!
 //! Values are MessagePack with the names of fields, which says of each value what it is. So a
 //! struct may get fields (with `#[serde(default)]`) and lose some, and another type is an error:
-//! the two images may be of different versions, compiled differently.
+//! the two images may be of different versions, compiled differently. A [`Socket`] is a value like
+//! others: connections live through the switch, alone or inside of what is known of them.
+
+mod socket;
+
+pub use socket::{Kind, Socket};
 
 use crate::kernel::replace::record::RecordError;
 use crate::kernel::replace::values::{self, Block, ValueError, Values};
 use crate::preserved;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -72,6 +79,16 @@ impl Outgoing {
         self.values.put(name, bytes).map_err(PutError::Value)
     }
 
+    /// Hands a socket over by `name`: a `TcpListener` with the connections that wait in it, a
+    /// `TcpStream` with what is on its way in both directions, a `UdpSocket` with what it has
+    /// received. It goes on working here, until the switch, and after it if that fails.
+    ///
+    /// # Errors
+    /// As [`Outgoing::put`]; also if it can't be handed over.
+    pub fn put_socket<T: Kind>(&mut self, name: &str, socket: &T) -> Result<(), PutError> {
+        self.put(name, &Socket::new(socket))
+    }
+
     /// Sets the number of the schema: what the values mean. 0 without.
     pub fn schema(&mut self, schema: u32) {
         self.values.set_schema(schema);
@@ -87,27 +104,85 @@ impl Outgoing {
 }
 
 type Handler = Box<dyn FnMut(&mut Outgoing) -> Result<(), Refusal> + Send>;
+type Resumed = Box<dyn FnMut() + Send>;
 
 static HANDLERS: Mutex<Vec<Handler>> = Mutex::new(Vec::new());
-/// Handlers run; after a time-out still those of the switch before.
+static RESUMED: Mutex<Vec<Resumed>> = Mutex::new(Vec::new());
+/// Handlers run, or a switch is on that they take part in; after a time-out still those of the
+/// switch before.
 static RUNNING: AtomicBool = AtomicBool::new(false);
 /// Set with the first handler, so that an app without any has nothing of this in its image.
-static COLLECT: OnceLock<fn(Duration) -> Result<Values, Unready>> = OnceLock::new();
+static COLLECT: OnceLock<Collect> = OnceLock::new();
+/// Set with the first socket that is taken, so that an image without any has no network in it.
+static FINISH: OnceLock<fn()> = OnceLock::new();
 
-fn handlers() -> MutexGuard<'static, Vec<Handler>> {
-    HANDLERS.lock().unwrap_or_else(PoisonError::into_inner)
+type Collect = fn(Duration) -> Result<(Values, Part), Unready>;
+
+fn locked<T>(list: &'static Mutex<T>) -> MutexGuard<'static, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has `f` called when this image is about to be replaced: to finish and flush what is under way,
-/// and to say what is handed over. It may refuse; then `replace_image` returns why.
+/// Calls all, in order. Those that are registered meanwhile come after, and are not called.
+fn call_all<F, E>(
+    list: &'static Mutex<Vec<F>>,
+    call: impl FnMut(&mut F) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut running = std::mem::take(&mut *locked(list));
+    let outcome = running.iter_mut().try_for_each(call);
+    let mut list = locked(list);
+    running.append(&mut list);
+    *list = running;
+    outcome
+}
+
+/// Has `f` called when this image is about to be replaced: to bring what is under way to a point
+/// where another image can go on with it, and to say what is handed over. It may refuse; then
+/// `replace_image` returns why.
+///
+/// It is the last thing before everything stops: the new image is loaded, and what `f` stops
+/// (accepting requests, say) stands still from there until the new image has committed. So it
+/// should take as long as it must, and no longer: clients wait.
 ///
 /// It runs in a thread of its own while everything goes on, so that a time limit can hold
 /// (`Replace::ready_limit`): after that `replace_image` returns an error, the app goes on, and there
 /// is no other switch until `f` has returned. Several are called in the order they were registered.
-/// What `f` does has to be right also if the switch fails afterwards: `replace_image` says so.
+///
+/// After it this image is gone, or what was given to [`on_resume`] is called.
 pub fn on_replace(f: impl FnMut(&mut Outgoing) -> Result<(), Refusal> + Send + 'static) {
-    handlers().push(Box::new(f));
+    locked(&HANDLERS).push(Box::new(f));
     let _ = COLLECT.set(run_handlers);
+}
+
+/// Has `f` called when a switch has not come about for which [`on_replace`]'s handlers had been
+/// called, so that what they stopped goes on: the new image gave up, one of them refused or was
+/// late, or the kernel could not switch.
+///
+/// All are called, in the order they were registered, also when the handler that refused came
+/// before the one that belongs to this: `f` has to be right then, too. It is called before
+/// `replace_image` returns, or when the late handler has; until then there is no other switch.
+pub fn on_resume(f: impl FnMut() + Send + 'static) {
+    locked(&RESUMED).push(Box::new(f));
+}
+
+/// Handlers have been called for a switch. Dropped when that has not come about.
+#[derive(Debug, Default)]
+#[cfg_attr(
+    not(target_os = "hermit"),
+    allow(dead_code, reason = "nothing is replaced on a host but in tests")
+)]
+pub(crate) struct Part(bool);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.0 {
+            let never: Result<(), Infallible> = call_all(&RESUMED, |f| {
+                f();
+                Ok(())
+            });
+            let Ok(()) = never;
+            RUNNING.store(false, Ordering::Release);
+        }
+    }
 }
 
 /// Why there are no values.
@@ -125,44 +200,41 @@ pub(crate) enum Unready {
     Busy,
 }
 
-/// Calls the handlers and gives what they hand over.
+/// Calls the handlers and gives what they hand over. If nothing comes of the switch the other half
+/// is dropped.
 #[cfg_attr(
     not(target_os = "hermit"),
     allow(dead_code, reason = "nothing is replaced on a host but in tests")
 )]
-pub(crate) fn collect(limit: Duration) -> Result<Values, Unready> {
+pub(crate) fn collect(limit: Duration) -> Result<(Values, Part), Unready> {
     COLLECT
         .get()
-        .map_or_else(|| Ok(Values::default()), |run| run(limit))
+        .map_or_else(|| Ok(<_>::default()), |run| run(limit))
 }
 
-fn run_handlers(limit: Duration) -> Result<Values, Unready> {
+fn run_handlers(limit: Duration) -> Result<(Values, Part), Unready> {
     if RUNNING.swap(true, Ordering::AcqRel) {
         return Err(Unready::Busy);
     }
     let (sender, receiver) = mpsc::sync_channel(1);
+    let part = Part(true);
     let run = move || {
-        let mut running = std::mem::take(&mut *handlers());
         let mut outgoing = Outgoing::default();
-        let outcome = running.iter_mut().try_for_each(|f| f(&mut outgoing));
-        // Those that were registered meanwhile come after.
-        let mut handlers = handlers();
-        running.append(&mut handlers);
-        *handlers = running;
-        drop(handlers);
-        RUNNING.store(false, Ordering::Release);
-        // Nobody listens when the time is over.
-        let _ = sender.send(outcome.map(|()| outgoing.values));
+        let outcome = call_all(&HANDLERS, |f| f(&mut outgoing));
+        // Nobody takes it when the time is over: it is dropped, here or with the channel.
+        let _ = sender.send((outcome.map(|()| outgoing.values), part));
     };
     let thread = thread::Builder::new().name("on_replace".into()).spawn(run);
-    let thread = thread.map_err(|e| {
-        RUNNING.store(false, Ordering::Release);
-        Unready::Refused(format!("there is no thread for on_replace: {e}"))
-    })?;
-    let outcome = receiver.recv_timeout(limit).map_err(|_| Unready::Late)?;
+    // Without a thread what it would have had is dropped: nothing was stopped, and all is told so.
+    let thread =
+        thread.map_err(|e| Unready::Refused(format!("there is no thread for on_replace: {e}")))?;
+    let (outcome, part) = receiver.recv_timeout(limit).map_err(|_| Unready::Late)?;
     // Its memory is free before the record says what is.
     let _ = thread.join();
-    outcome.map_err(|Refusal(why)| Unready::Refused(why))
+    match outcome {
+        Ok(values) => Ok((values, part)),
+        Err(Refusal(why)) => Err(Unready::Refused(why)),
+    }
 }
 
 /// Why a value can't be taken.
@@ -213,7 +285,7 @@ impl std::error::Error for TakeError {}
 /// the first image of the domain, and when the one before handed over nothing.
 ///
 /// Dropping it says that all is taken that is wanted: values and regions that were not are freed
-/// then, or with the commit if this image is on trial. They never pass to the image after this one.
+/// then, and sockets closed, or with the commit if this image is on trial. They never pass to the image after this one.
 /// An app that says `segue::trial!()` has lost the regions it has not taken when it commits; one
 /// that does not is committed before its first line, and has time until it drops this.
 #[must_use]
@@ -296,6 +368,14 @@ impl Incoming {
         Ok(value)
     }
 
+    /// Takes the socket of this name, which is bound, listens or is connected as it was.
+    ///
+    /// # Errors
+    /// As [`Incoming::take`]; also if it is of another kind, or is there no more.
+    pub fn take_socket<T: Kind>(&mut self, name: &str) -> Result<T, TakeError> {
+        self.take(name).map(Socket::into_inner)
+    }
+
     /// The names of values that were not taken.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let names = self.block().into_iter().flat_map(Block::names);
@@ -315,6 +395,9 @@ impl Drop for Incoming {
         // SAFETY: the only references to the values' bytes were in here; those that `names` gives
         // don't outlive this.
         unsafe { preserved::platform::finish() };
+        if let Some(finish) = FINISH.get() {
+            finish();
+        }
     }
 }
 

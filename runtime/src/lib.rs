@@ -51,7 +51,7 @@ pub mod upgrade;
 
 #[cfg(target_os = "hermit")]
 pub use domain::*;
-pub use handover::{handover, on_replace};
+pub use handover::{handover, on_replace, on_resume};
 pub use preserved::Plain;
 pub use segue_derive::Plain;
 

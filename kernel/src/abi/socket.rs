@@ -5,6 +5,7 @@
 use super::errno::Errno;
 use super::fd::{self, Object};
 use crate::net;
+use crate::net::handover::Ticket;
 use crate::net::resolve::ResolveError;
 use crate::net::socket::{TcpSocket, UdpSocket};
 use alloc::boxed::Box;
@@ -109,6 +110,12 @@ pub trait Socket: Send + Sync {
     /// # Errors
     /// As `getsockopt(2)` has them.
     fn option(&self, name: Name) -> Result<Value, Errno>;
+
+    /// What another image makes the same socket of, in the same connection.
+    ///
+    /// # Errors
+    /// `ENOTCONN`: a TCP socket that neither listens nor is connected.
+    fn ticket(&self) -> Result<Ticket, Errno>;
 }
 
 /// Which option.

@@ -12,6 +12,7 @@
 pub mod config;
 #[cfg(target_os = "hermit")]
 pub mod device;
+pub mod handover;
 pub mod host;
 mod input;
 pub mod interface;

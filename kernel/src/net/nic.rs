@@ -95,6 +95,11 @@ pub trait Nic {
     /// Tells the backend of what was sent since, once per batch (one notification at most).
     fn flush(&mut self);
 
+    /// Puts down all that another image needs to go on with the device where this one stands: a
+    /// switch is about to be tried. Nothing else of it is called until the switch has failed, and
+    /// then it goes on as if nothing had been: so nothing may change here that it would notice.
+    fn freeze(&mut self) {}
+
     /// Called when there is nothing more to do for the device: asks it for the next event (which it
     /// tells by [`notify`](super::notify)), and says whether one has come already. `now` is the
     /// system time in ns.

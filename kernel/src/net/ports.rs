@@ -3,12 +3,13 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::IpAddr;
+use serde::{Deserialize, Serialize};
 
 /// Ports that are given out to those who ask for any; above are those of the DHCP and DNS client.
 const ANY: core::ops::Range<u16> = 32_768..61_000;
 
 /// At which of our addresses a socket is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum At {
     /// At this one.
     One(IpAddr),

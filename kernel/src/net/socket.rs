@@ -5,6 +5,7 @@
 //! and takes it so, unless it is `V6ONLY`.
 
 use super::config::usable;
+use super::handover::{self, Ticket, What};
 use super::host::Host;
 use super::ports::{At, Held};
 use super::stack::Stack;
@@ -95,6 +96,18 @@ impl Common {
             receive_timeout: AtomicU64::new(0),
             send_timeout: AtomicU64::new(0),
             waiters: Arc::default(),
+        }
+    }
+
+    /// For another image.
+    fn noted(&self) -> handover::Common {
+        handover::Common {
+            v6: self.v6,
+            v6_only: self.v6_only.load(Ordering::Relaxed),
+            reuse: self.reuse.load(Ordering::Relaxed),
+            nonblocking: self.nonblocking.load(Ordering::Relaxed),
+            receive_timeout: self.receive_timeout.load(Ordering::Relaxed),
+            send_timeout: self.send_timeout.load(Ordering::Relaxed),
         }
     }
 
@@ -717,6 +730,21 @@ impl Socket for TcpSocket {
             _ => return Err(Errno::ENOPROTOOPT),
         }))
     }
+
+    fn ticket(&self) -> Result<Ticket, Errno> {
+        let state = self.get();
+        let tcp = handover::Tcp {
+            held: state.held.map(|h| (h.at, h.port)),
+            options: state.options,
+            linger: state.linger,
+        };
+        let what = match state.kind {
+            Kind::Closed => return Err(Errno::ENOTCONN),
+            Kind::Listening(id) => What::Listener { id, tcp },
+            Kind::Connected { id, told } => What::Stream { id, told, tcp },
+        };
+        Ok(Ticket::new(self.common.noted(), what))
+    }
 }
 
 impl Drop for TcpSocket {
@@ -1153,6 +1181,11 @@ impl Socket for UdpSocket {
                 _ => return Err(Errno::ENOPROTOOPT),
             }))
         })
+    }
+
+    fn ticket(&self) -> Result<Ticket, Errno> {
+        let what = What::Udp { id: self.id };
+        Ok(Ticket::new(self.common.noted(), what))
     }
 }
 

@@ -7,6 +7,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
+use serde::{Deserialize, Serialize};
 
 /// Most bytes that wait to be received, unless the socket says otherwise (as Linux has it).
 pub const QUEUE: usize = 212_992;
@@ -29,7 +30,7 @@ pub struct Datagram {
 }
 
 /// Names a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UdpId {
     index: u32,
     generation: u32,

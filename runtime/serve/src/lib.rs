@@ -1,8 +1,9 @@
 //! A TCP server's connections on a few threads: each thread waits for many connections at once.
 //!
 //! An app writes a [`Service`], which turns bytes received into bytes to send and knows neither
-//! sockets nor threads, and calls [`Server::run`]. It is std and the `polling` crate only, so it
-//! runs in an image and on a host.
+//! sockets nor threads, and calls [`Server::run`]. It runs in an image and on a host. With
+//! [`Server::take`] and [`Server::hand_over`] its connections live on when the image is replaced;
+//! [`app`] has what else the programs around servers have in common.
 //!
 //! What holds:
 //! - An idle connection owns no buffer: input is read into, and output written from, buffers of
@@ -13,20 +14,29 @@
 //!   threads only notify it.
 //! - Before a connection is closed by the server, its peer gets a chance to read the last answer:
 //!   the write half is shut down, input is thrown away for a while (RFC 9112, section 9.6).
+//! - No thread holds anything of a connection while it waits. So a server is paused as soon as none
+//!   is at work, idle threads are not woken for it, and nothing has to be put back afterwards.
 
+pub mod app;
+mod handover;
 mod output;
 mod timers;
 mod worker;
 
-pub use output::Output;
+pub use handover::{AdoptError, Handover, Paused};
+pub use output::{Output, offset_in};
+
+use handover::Carried;
 
 use polling::Poller;
+use serde::{Deserialize, Serialize};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
+use worker::Held;
 
 /// What a server does with the bytes of its connections.
 pub trait Service: Send + Sync + 'static {
@@ -43,6 +53,26 @@ pub trait Service: Send + Sync + 'static {
 
     /// The peer was silent for too long: says what to send before the connection is closed.
     fn timed_out(&self, session: &mut Self::Session, pending: usize, output: &mut Output);
+
+    /// The server has the first word: [`Service::input`] is called as soon as there is a connection,
+    /// with no input.
+    const SPEAKS_FIRST: bool = false;
+
+    /// The peer has sent all: says what to send before the connection is closed. What it sent and
+    /// was not consumed is incomplete for ever.
+    fn ended(&self, _session: &mut Self::Session, _output: &mut Output) {}
+
+    /// The name by which the next image finds what `slice` is a part of, and where in that it lies
+    /// ([`offset_in`]). Asked for what is left of an [`Output::push_static`] when the image is
+    /// replaced in the middle of it; without a name it is copied.
+    fn name_of(&self, _slice: &'static [u8]) -> Option<(String, usize)> {
+        None
+    }
+
+    /// What is called so; `None` if this image has not got just that.
+    fn named(&self, _name: &str) -> Option<&'static [u8]> {
+        None
+    }
 }
 
 /// What a [`Service`] did with its input.
@@ -115,7 +145,8 @@ struct Counters {
 }
 
 /// What a server has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
@@ -131,27 +162,47 @@ pub struct Stats {
     pub sent: u64,
 }
 
+/// A connection on its way to a thread.
+enum Arrival<D> {
+    New(TcpStream),
+    /// The image before had it.
+    Before(Carried<D>),
+}
+
 /// One thread, as the others see it.
-struct Seat {
+struct Seat<D> {
     poller: Poller,
     /// Accepted for it, not yet taken.
-    queue: Mutex<Vec<std::net::TcpStream>>,
+    queue: Mutex<Vec<Arrival<D>>>,
+    /// Its connections. It has the lock while it works, and only then.
+    held: Mutex<Held<D>>,
+    resumed: Condvar,
     counters: Counters,
 }
 
 /// What all threads share.
-struct Shared<S> {
+struct Shared<S: Service> {
     service: S,
     config: Config,
-    seats: Box<[Seat]>,
+    seats: Box<[Seat<S::Session>]>,
     open: AtomicUsize,
     stop: AtomicBool,
     drain: AtomicBool,
+    paused: AtomicBool,
     /// Connections may still be dealt out.
     accepting: AtomicBool,
+    /// What the images before have done; `open` is 0.
+    before: Mutex<Before>,
 }
 
-impl<S> Shared<S> {
+/// What the images before have done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    stats: Stats,
+    closed: u64,
+}
+
+impl<S: Service> Shared<S> {
     /// Has all threads look at the flags.
     fn wake(&self) {
         for seat in &self.seats {
@@ -159,18 +210,42 @@ impl<S> Shared<S> {
             let _ = seat.poller.notify();
         }
     }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Begins a thread's work, unless the server is paused: then when it is no more.
+    fn enter<'a>(&self, seat: &'a Seat<S::Session>) -> MutexGuard<'a, Held<S::Session>> {
+        let stays = |_: &mut _| self.is_paused() && !self.stop.load(Ordering::Acquire);
+        let waited = seat.resumed.wait_while(seat.held(), stays);
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn before(&self) -> MutexGuard<'_, Before> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets threads go on that wait in [`Shared::enter`].
+    fn let_in(&self) {
+        for seat in &self.seats {
+            // With the lock: a thread that has looked at the flags does wait.
+            let _held = seat.held();
+            seat.resumed.notify_all();
+        }
+    }
 }
 
 /// A server; a clone is the same one.
-pub struct Server<S>(Arc<Shared<S>>);
+pub struct Server<S: Service>(Arc<Shared<S>>);
 
-impl<S> Clone for Server<S> {
+impl<S: Service> Clone for Server<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S: std::fmt::Debug> std::fmt::Debug for Server<S> {
+impl<S: Service + std::fmt::Debug> std::fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
             .field("service", &self.0.service)
@@ -189,6 +264,8 @@ impl<S: Service> Server<S> {
             Ok(Seat {
                 poller: Poller::new()?,
                 queue: Mutex::default(),
+                held: Mutex::default(),
+                resumed: Condvar::new(),
                 counters: Counters::default(),
             })
         };
@@ -202,7 +279,9 @@ impl<S: Service> Server<S> {
             open: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             drain: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             accepting: AtomicBool::new(true),
+            before: Mutex::default(),
         })))
     }
 
@@ -218,11 +297,13 @@ impl<S: Service> Server<S> {
         &self.0.service
     }
 
-    /// What it has done so far, over all threads.
+    /// What it has done so far, over all threads, and the images before.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
-        let mut closed = 0;
+        let Before {
+            mut stats,
+            mut closed,
+        } = *self.0.before();
         for Seat { counters, .. } in &self.0.seats {
             stats.accepted += counters.accepted.get();
             closed += counters.closed.get();
@@ -280,6 +361,7 @@ impl<S: Service> Server<S> {
     /// Ends [`Server::run`]: connections are closed where they are.
     pub fn stop(&self) {
         self.0.stop.store(true, Ordering::Release);
+        self.0.let_in();
         self.0.wake();
     }
 
@@ -293,7 +375,7 @@ impl<S: Service> Server<S> {
 }
 
 /// Tells what a server has done, as long as there is one.
-pub struct Observer<S>(Weak<Shared<S>>);
+pub struct Observer<S: Service>(Weak<Shared<S>>);
 
 impl<S: Service> Observer<S> {
     /// See [`Server::stats`].
@@ -303,22 +385,23 @@ impl<S: Service> Observer<S> {
     }
 }
 
-impl<S> std::fmt::Debug for Observer<S> {
+impl<S: Service> std::fmt::Debug for Observer<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Observer")
     }
 }
 
-impl Seat {
-    fn take_queue(&self) -> Vec<std::net::TcpStream> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut queue)
+impl<D> Seat<D> {
+    fn queue(&self) -> MutexGuard<'_, Vec<Arrival<D>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hand_over(&self, stream: std::net::TcpStream) -> io::Result<()> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push(stream);
-        drop(queue);
+    fn held(&self) -> MutexGuard<'_, Held<D>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_over(&self, arrival: Arrival<D>) -> io::Result<()> {
+        self.queue().push(arrival);
         self.poller.notify()
     }
 }

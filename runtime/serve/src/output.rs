@@ -9,6 +9,14 @@ const COPY: usize = 4 * 1024;
 /// A buffer that has grown beyond it is given back when it is empty.
 const KEEP: usize = 2 * FULL;
 
+/// Where in `whole` its part `part` lies; `None` if it is no part of it.
+#[must_use]
+pub fn offset_in(whole: &[u8], part: &[u8]) -> Option<usize> {
+    let at = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
+    let end = at.checked_add(part.len())?;
+    (end <= whole.len()).then_some(at)
+}
+
 /// Bytes to send: first those of a buffer, then those of a slice that lives for ever.
 #[derive(Debug, Default)]
 pub struct Output {
@@ -45,6 +53,20 @@ impl Output {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tail.is_empty() && self.sent == self.bytes.len()
+    }
+
+    /// What is left to send, of the buffer and of the slice.
+    pub(crate) fn parts(&self) -> (&[u8], &'static [u8]) {
+        (self.bytes.get(self.sent..).unwrap_or_default(), self.tail)
+    }
+
+    /// Of parts as [`Output::parts`] tells them.
+    pub(crate) fn from_parts(bytes: Vec<u8>, tail: &'static [u8]) -> Self {
+        Self {
+            bytes,
+            sent: 0,
+            tail,
+        }
     }
 
     /// Sends what the writer takes; returns how much that was. Then the output is empty, or the

@@ -1,13 +1,25 @@
 use super::*;
+use proptest::prelude::*;
+use segue::handover::{Outgoing, Socket, TakeError};
+use segue::preserved::play;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::Instant;
 
 /// Answers each line: `big` by a long slice, `quit` by a close, any other by itself.
 #[derive(Debug)]
 struct Lines {
     patience: Duration,
+    /// Whether it has what another one has begun to send.
+    has_huge: bool,
+}
+
+const fn lines(patience: Duration) -> Lines {
+    Lines {
+        patience,
+        has_huge: true,
+    }
 }
 
 static BIG: [u8; 300_000] = {
@@ -19,6 +31,9 @@ static BIG: [u8; 300_000] = {
     }
     bytes
 };
+
+/// More than buffers of sockets hold.
+static HUGE: LazyLock<&'static [u8]> = LazyLock::new(|| vec![7; 40 << 20].leak());
 
 impl Service for Lines {
     type Session = usize;
@@ -38,6 +53,7 @@ impl Service for Lines {
             *lines += 1;
             match line {
                 b"big\n" => output.push_static(&BIG),
+                b"huge\n" => output.push_static(&HUGE),
                 b"quit\n" => {
                     output.bytes().extend(format!("{lines} lines\n").bytes());
                     return Step {
@@ -63,11 +79,24 @@ impl Service for Lines {
             output.bytes().extend(b"too slow\n");
         }
     }
+
+    fn name_of(&self, slice: &'static [u8]) -> Option<(String, usize)> {
+        let big = offset_in(&BIG, slice).map(|at| ("big".into(), at));
+        big.or_else(|| Some(("huge".into(), offset_in(&HUGE, slice)?)))
+    }
+
+    fn named(&self, name: &str) -> Option<&'static [u8]> {
+        match name {
+            "big" => Some(&BIG),
+            "huge" if self.has_huge => Some(&HUGE),
+            _ => None,
+        }
+    }
 }
 
 /// Runs a server on two threads while `test` runs.
 fn with_server(patience: Duration, config: Config, test: impl FnOnce(&Server<Lines>, SocketAddr)) {
-    let server = Server::new(Lines { patience }, config).unwrap();
+    let server = Server::new(lines(patience), config).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::scope(|scope| {
@@ -299,7 +328,7 @@ fn draining_answers_what_was_asked_and_closes_what_is_idle() {
 
 #[test]
 fn a_drained_server_ends_by_itself() {
-    let server = Server::new(Lines { patience: LONG }, CONFIG).unwrap();
+    let server = Server::new(lines(LONG), CONFIG).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::scope(|scope| {
@@ -314,4 +343,308 @@ fn a_drained_server_ends_by_itself() {
         }
         running.join().unwrap().unwrap();
     });
+}
+
+/// What a client does.
+#[derive(Clone, Debug)]
+enum Do {
+    Line(usize),
+    Big,
+    /// Waits so many ms, in the middle of a line, if it is in one.
+    Wait(u64),
+}
+
+fn doings() -> impl Strategy<Value = Vec<Do>> {
+    let one = prop_oneof![
+        6 => (0..3000_usize).prop_map(Do::Line),
+        1 => Just(Do::Big),
+        3 => (0..4_u64).prop_map(Do::Wait),
+    ];
+    proptest::collection::vec(one, 0..40)
+}
+
+/// What is sent in pieces, and what has to come back.
+fn script(doings: &[Do]) -> (Vec<(Vec<u8>, u64)>, Vec<u8>) {
+    let mut pieces = vec![(Vec::new(), 0)];
+    let mut answer = Vec::new();
+    let mut lines = 1;
+    for (number, one) in doings.iter().enumerate() {
+        let piece = &mut pieces.last_mut().unwrap().0;
+        match one {
+            Do::Line(len) => {
+                let mut line = format!("{number} ").into_bytes();
+                line.resize(line.len() + len, b'a' + (number % 26) as u8);
+                line.push(b'\n');
+                answer.extend(&line);
+                piece.extend(line);
+                lines += 1;
+            }
+            Do::Big => {
+                piece.extend(b"big\n");
+                answer.extend(BIG);
+                lines += 1;
+            }
+            Do::Wait(ms) => {
+                // All but the last few bytes go before it.
+                let late = piece.split_off(piece.len().saturating_sub(3));
+                pieces.push((late, *ms));
+            }
+        }
+    }
+    pieces.last_mut().unwrap().0.extend(b"quit\n");
+    answer.extend(format!("{lines} lines\n").bytes());
+    (pieces, answer)
+}
+
+/// Does it on a connection of its own, and says whether each answer came once and in order.
+fn client(address: SocketAddr, doings: &[Do]) -> Result<usize, String> {
+    let (pieces, expected) = script(doings);
+    let mut stream = TcpStream::connect(address).map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let mut answer = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for (piece, ms) in pieces {
+                thread::sleep(Duration::from_millis(ms));
+                if writer.write_all(&piece).is_err() {
+                    return;
+                }
+            }
+        });
+        stream.read_to_end(&mut answer).map_err(|e| e.to_string())
+    })?;
+    let same = answer.iter().zip(&expected).take_while(|(a, b)| a == b);
+    match same.count() {
+        n if n == expected.len() && n == answer.len() => Ok(n),
+        n => Err(format!("{n} of {} bytes were right", expected.len())),
+    }
+}
+
+/// All clients at once; the bytes that came back.
+fn clients(address: SocketAddr, all: &[Vec<Do>]) -> Result<usize, String> {
+    thread::scope(|scope| {
+        let run = |doings: &'_ Vec<Do>| {
+            let doings = doings.clone();
+            scope.spawn(move || client(address, &doings))
+        };
+        let running: Vec<_> = all.iter().map(run).collect();
+        running.into_iter().map(|one| one.join().unwrap()).sum()
+    })
+}
+
+/// As an app does it: the listener and the connections go through a value.
+fn pass(server: &Server<Lines>, listener: &TcpListener) -> (Server<Lines>, TcpListener) {
+    let mut out = Outgoing::default();
+    out.put("lines", &(Socket::new(listener), server.pause()))
+        .unwrap();
+    play::values(&out);
+    let next = Server::new(lines(LONG), CONFIG).unwrap();
+    let mut before = segue::handover().unwrap();
+    let listener = next.take(&mut before, "lines").unwrap().unwrap();
+    (next, listener)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_pause_under_load_loses_nothing(
+        all in proptest::collection::vec(doings(), 1..12),
+        pauses in proptest::collection::vec((1..4_u64, 0..3_u64), 1..20),
+    ) {
+        with_server(LONG, CONFIG, |server, address| {
+            let ended = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    for (run, pause) in pauses.iter().cycle() {
+                        thread::sleep(Duration::from_millis(*run));
+                        server.pause();
+                        thread::sleep(Duration::from_millis(*pause));
+                        server.resume();
+                        if ended.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+                let result = clients(address, &all);
+                ended.store(true, Ordering::Relaxed);
+                assert!(result.is_ok(), "{result:?}");
+            });
+        });
+    }
+
+    #[test]
+    fn every_request_is_answered_once_from_server_to_server(
+        all in proptest::collection::vec(doings(), 1..12),
+        switches in proptest::collection::vec(0..5_u64, 1..12),
+    ) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let first = Server::new(lines(LONG), CONFIG).unwrap();
+        let (received, stats) = thread::scope(|scope| {
+            let load = scope.spawn(|| clients(address, &all));
+            let run = |server: &Server<Lines>, listener: &TcpListener| {
+                let (server, listener) = (server.clone(), listener.try_clone().unwrap());
+                scope.spawn(move || server.run(&listener))
+            };
+            let (mut server, mut listener) = (first, listener);
+            let mut running = run(&server, &listener);
+            for ms in switches {
+                thread::sleep(Duration::from_millis(ms));
+                let (next, next_listener) = pass(&server, &listener);
+                server.stop();
+                running.join().unwrap().unwrap();
+                (server, listener) = (next, next_listener);
+                running = run(&server, &listener);
+            }
+            let received = load.join().unwrap();
+            // It may see the last close a little later than its peer.
+            let start = Instant::now();
+            while server.stats().open > 0 && start.elapsed() < Duration::from_secs(10) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            server.stop();
+            running.join().unwrap().unwrap();
+            (received, server.stats())
+        });
+        let sent: usize = all.iter().flat_map(|d| script(d).0).map(|p| p.0.len()).sum();
+        let expected = Stats {
+            accepted: all.len() as u64,
+            received: sent as u64,
+            sent: received.unwrap() as u64,
+            ..Stats::default()
+        };
+        prop_assert_eq!(stats, expected);
+    }
+}
+
+#[test]
+fn nothing_is_answered_while_paused_and_idle_threads_need_not_wake() {
+    with_server(LONG, CONFIG, |server, address| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"one\n").unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        server.pause();
+        stream.write_all(b"two\n").unwrap();
+        let mut new = TcpStream::connect(address).unwrap();
+        new.write_all(b"new\n").unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        assert!(stream.read(&mut answer).is_err());
+        server.resume();
+        stream.set_read_timeout(None).unwrap();
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"two\n");
+        new.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"new\n");
+    });
+}
+
+#[test]
+fn idle_connections_are_cheap_to_hand_over() {
+    with_server(LONG, CONFIG, |server, address| {
+        let mut open: Vec<TcpStream> = (0..1000)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        let start = Instant::now();
+        while server.stats().open < 1000 {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(1));
+        }
+        let bytes = rmp_serde::to_vec_named(&server.pause()).unwrap();
+        assert!(bytes.len() < 20 * 1000, "{}", bytes.len());
+        server.resume();
+        // The process's table is not a kernel's: descriptors of its own.
+        let _taken: Handover<usize> = rmp_serde::from_slice(&bytes).unwrap();
+        let mut answer = [0; 2];
+        open[999].write_all(b"x\n").unwrap();
+        open[999].read_exact(&mut answer).unwrap();
+    });
+}
+
+#[test]
+fn patience_goes_on_from_server_to_server() {
+    let patience = Duration::from_millis(1500);
+    let server = Server::new(lines(patience), CONFIG).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| server.run(&listener));
+        let stop_first = Stop(&server);
+        let start = Instant::now();
+        while server.stats().open < 1 {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(1));
+        }
+        let (next, listener) = pass(&server, &listener);
+        drop(stop_first);
+        first.join().unwrap().unwrap();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| next.run(&listener));
+            let stop = Stop(&next);
+            // Of this one's it would have for a minute.
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+            assert!(start.elapsed() < LONG / 2);
+            drop(stop);
+            second.join().unwrap().unwrap();
+        });
+    });
+}
+
+#[test]
+fn what_is_being_sent_and_not_known_is_refused() {
+    with_server(LONG, CONFIG, |server, address| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"huge\n").unwrap();
+        // Until the peer's buffer is full.
+        let start = Instant::now();
+        let mut sent = (0, 0);
+        while sent.0 == 0 || sent.0 != sent.1 {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(50));
+            sent = (server.stats().sent, sent.0);
+        }
+        let mut out = Outgoing::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        out.put("lines", &(Socket::new(&listener), server.pause()))
+            .unwrap();
+        play::values(&out);
+        let other = Lines {
+            has_huge: false,
+            ..lines(LONG)
+        };
+        let next = Server::new(other, CONFIG).unwrap();
+        let error = next
+            .take(&mut segue::handover().unwrap(), "lines")
+            .unwrap_err();
+        assert_eq!(
+            error,
+            AdoptError::Unknown {
+                name: "huge".into()
+            }
+        );
+        // Here it goes on.
+        server.resume();
+        let mut answer = vec![0; HUGE.len()];
+        stream.read_exact(&mut answer).unwrap();
+        assert!(answer == *HUGE);
+    });
+}
+
+#[test]
+fn what_is_no_server_is_said_to_be_so_and_nothing_is_none() {
+    let mut out = Outgoing::default();
+    out.put("lines", "text").unwrap();
+    play::values(&out);
+    let server = Server::new(lines(LONG), CONFIG).unwrap();
+    let mut before = segue::handover().unwrap();
+    assert!(server.take(&mut before, "others").unwrap().is_none());
+    let error = server.take(&mut before, "lines").unwrap_err();
+    assert!(
+        matches!(error, AdoptError::Take(TakeError::WrongType { .. })),
+        "{error}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A connection's deadline.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,13 @@ pub struct Deadline {
     at: Instant,
     /// When the heap will have a look at it; never later than `at`.
     look: Instant,
+}
+
+impl Deadline {
+    /// How long it is until then.
+    pub fn left(&self, now: Instant) -> Duration {
+        self.at.saturating_duration_since(now)
+    }
 }
 
 /// When to look at which connection, known by its index and its serial number.
@@ -75,7 +82,6 @@ pub struct Look(Instant);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_deadline_is_told_once_it_is_over_and_not_before() {

@@ -1,9 +1,11 @@
 //! One thread of a server: waits, reads, calls the service, writes.
 
+use crate::handover::Carried;
 use crate::output::Output;
 use crate::timers::{Deadline, Timers};
-use crate::{Next, Seat, Service, Shared, Step};
+use crate::{Arrival, Next, Seat, Service, Shared, Step};
 use polling::{Event, Events, PollMode};
+use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 const READ: usize = 64 * 1024;
 /// Connections accepted at once, before others get their turn.
 const ACCEPT: usize = 64;
+/// What is sent on one connection at once, before others get their turn.
+const SEND: usize = 1 << 20;
 /// How long and how much input is thrown away before a close.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 << 20;
@@ -22,8 +26,8 @@ const REST: Duration = Duration::from_millis(100);
 const LISTENER: usize = usize::MAX - 1;
 
 /// What a connection is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
     /// Waits for input.
     Reading,
     /// Waits until its output is taken.
@@ -34,16 +38,17 @@ enum State {
     Lingering(usize),
 }
 
-struct Connection<D> {
-    stream: TcpStream,
+/// A connection, and what is known of it.
+pub struct Connection<D> {
+    pub stream: TcpStream,
     serial: u64,
-    state: State,
-    session: D,
-    deadline: Deadline,
+    pub state: State,
+    pub session: D,
+    pub deadline: Deadline,
     /// Input that was not consumed.
-    pending: Vec<u8>,
+    pub pending: Vec<u8>,
     /// Output that was not taken.
-    output: Output,
+    pub output: Output,
 }
 
 /// What is left of a connection after it had its turn.
@@ -52,13 +57,37 @@ enum After {
     Close,
 }
 
-struct Worker<'a, S: Service> {
-    shared: &'a Shared<S>,
-    seat: &'a Seat,
-    connections: Vec<Option<Connection<S::Session>>>,
+/// The connections of one thread.
+pub struct Held<D> {
+    connections: Vec<Option<Connection<D>>>,
     free: Vec<usize>,
     serial: u64,
     timers: Timers,
+}
+
+impl<D> Default for Held<D> {
+    fn default() -> Self {
+        Self {
+            connections: Vec::new(),
+            free: Vec::new(),
+            serial: 0,
+            timers: Timers::default(),
+        }
+    }
+}
+
+impl<D> Held<D> {
+    /// All of them.
+    pub fn connections(&self) -> impl Iterator<Item = &Connection<D>> {
+        self.connections.iter().flatten()
+    }
+}
+
+struct Worker<'a, S: Service> {
+    shared: &'a Shared<S>,
+    seat: &'a Seat<S::Session>,
+    /// Empty while it waits: then they are in its seat.
+    held: Held<S::Session>,
     input: Box<[u8]>,
     output: Output,
     now: Instant,
@@ -78,10 +107,7 @@ pub fn run<S: Service>(
     let mut worker = Worker {
         shared,
         seat,
-        connections: Vec::new(),
-        free: Vec::new(),
-        serial: 0,
-        timers: Timers::default(),
+        held: Held::default(),
         input: vec![0; READ].into_boxed_slice(),
         output: Output::default(),
         now: Instant::now(),
@@ -96,58 +122,26 @@ pub fn run<S: Service>(
         acceptor.watch(seat)?;
     }
     let mut events = Events::new();
-    while !shared.stop.load(Ordering::Acquire) {
-        if shared.drain.load(Ordering::Acquire) {
-            if acceptor.take().is_some() {
-                if let Some(listener) = listener {
-                    seat.poller.delete(listener)?;
-                }
-                shared.accepting.store(false, Ordering::Release);
-                shared.wake();
-            }
-            // Before the queue is looked at: nothing is put there any more.
-            let last = !shared.accepting.load(Ordering::Acquire);
-            for stream in seat.take_queue() {
-                worker.adopt(stream);
-            }
-            worker.drain();
-            if last && worker.is_empty() {
-                break;
-            }
+    loop {
+        // While the server is paused it waits here. What it waits for outside is known again then,
+        // as events are told until somebody has done something about them.
+        let mut place = shared.enter(seat);
+        std::mem::swap(&mut *place, &mut worker.held);
+        worker.now = Instant::now();
+        let ended = worker.round(&events, &mut acceptor)?;
+        let rest = acceptor.as_ref().and_then(|a| a.rests_until);
+        let wake = [worker.held.timers.next(), rest];
+        std::mem::swap(&mut *place, &mut worker.held);
+        drop(place);
+        if ended {
+            return Ok(());
         }
-        let wake = [
-            worker.timers.next(),
-            acceptor.as_ref().and_then(|a| a.rests_until),
-        ];
         events.clear();
         match wake.into_iter().flatten().min() {
             Some(wake) => seat.poller.wait_deadline(&mut events, wake)?,
             None => seat.poller.wait(&mut events, None)?,
         };
-        worker.now = Instant::now();
-        let mut incoming = false;
-        for event in events.iter() {
-            match event.key {
-                LISTENER => incoming = true,
-                index => worker.turn(index),
-            }
-        }
-        // Only now: an index freed above is not used again while its events may be in the list.
-        for stream in seat.take_queue() {
-            worker.adopt(stream);
-        }
-        if let Some(acceptor) = &mut acceptor {
-            acceptor.turn(&mut worker, incoming)?;
-        }
-        worker.expire();
     }
-    if acceptor.is_some()
-        && let Some(listener) = listener
-    {
-        seat.poller.delete(listener)?;
-    }
-    worker.close_all();
-    Ok(())
 }
 
 /// Accepts, and deals connections out to the threads in turn.
@@ -158,7 +152,7 @@ struct Acceptor<'a> {
 }
 
 impl Acceptor<'_> {
-    fn watch(&self, seat: &Seat) -> io::Result<()> {
+    fn watch<D>(&self, seat: &Seat<D>) -> io::Result<()> {
         let event = Event::readable(LISTENER);
         // SAFETY: `run` deletes the listener before it returns, and borrows it until then; on an
         // error return the poller is not waited on again.
@@ -209,11 +203,11 @@ impl Acceptor<'_> {
         self.next = self.next.wrapping_add(1);
         match shared.seats.get(index) {
             Some(seat) if !std::ptr::eq(seat, worker.seat) => {
-                if seat.hand_over(stream).is_err() {
+                if seat.hand_over(Arrival::New(stream)).is_err() {
                     shared.open.fetch_sub(1, Ordering::Relaxed);
                 }
             }
-            _ => worker.adopt(stream),
+            _ => worker.arrive(Arrival::New(stream)),
         }
     }
 }
@@ -228,45 +222,127 @@ fn is_of_connection(error: &io::Error) -> bool {
 }
 
 impl<S: Service> Worker<'_, S> {
-    /// Takes a connection on.
-    fn adopt(&mut self, stream: TcpStream) {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.connections.push(None);
-            self.connections.len() - 1
-        });
-        let ready = stream.set_nonblocking(true).and_then(|()| {
-            // Answers are whole when they are written: nothing is won by waiting for more.
-            stream.set_nodelay(true)?;
-            // SAFETY: `close` deletes it, and nobody else drops a connection.
-            unsafe {
-                let event = Event::readable(index);
-                (self.seat.poller).add_with_mode(&stream, event, PollMode::Level)
+    /// Does what there is to do; true when that was the last.
+    fn round(&mut self, events: &Events, acceptor: &mut Option<Acceptor<'_>>) -> io::Result<bool> {
+        if self.shared.stop.load(Ordering::Acquire) {
+            // Before anything else: after a pause they may be another server's.
+            self.end(acceptor)?;
+            return Ok(true);
+        }
+        let mut incoming = false;
+        for event in events.iter() {
+            if self.shared.is_paused() {
+                return Ok(false);
             }
+            match event.key {
+                LISTENER => incoming = true,
+                index => self.turn(index),
+            }
+        }
+        // Only now: an index freed above is not used again while its events may be in the list.
+        self.take_queue();
+        if let Some(acceptor) = acceptor {
+            acceptor.turn(self, incoming)?;
+        }
+        self.expire();
+        let shared = self.shared;
+        if !shared.drain.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        if let Some(acceptor) = acceptor.take() {
+            self.seat.poller.delete(acceptor.listener)?;
+            shared.accepting.store(false, Ordering::Release);
+            shared.wake();
+        }
+        // Before the queue is looked at: nothing is put there any more.
+        let last = !shared.accepting.load(Ordering::Acquire);
+        self.take_queue();
+        self.drain();
+        Ok(last && self.is_empty())
+    }
+
+    /// Closes what is open.
+    fn end(&mut self, acceptor: &mut Option<Acceptor<'_>>) -> io::Result<()> {
+        if let Some(acceptor) = acceptor.take() {
+            self.seat.poller.delete(acceptor.listener)?;
+        }
+        self.close_all();
+        Ok(())
+    }
+
+    fn take_queue(&mut self) {
+        for arrival in std::mem::take(&mut *self.seat.queue()) {
+            self.arrive(arrival);
+        }
+    }
+
+    /// Takes a connection on.
+    fn arrive(&mut self, arrival: Arrival<S::Session>) {
+        let index = self.held.free.pop().unwrap_or_else(|| {
+            self.held.connections.push(None);
+            self.held.connections.len() - 1
         });
-        if ready.is_err() {
+        self.held.serial += 1;
+        let serial = self.held.serial;
+        let is_new = matches!(arrival, Arrival::New(_));
+        let Carried {
+            stream,
+            state,
+            session,
+            left,
+            pending,
+            output,
+        } = match arrival {
+            Arrival::New(stream) => {
+                let session = S::Session::default();
+                let patience = self.shared.service.patience(&session, 0);
+                Carried::new(stream, session, patience)
+            }
+            Arrival::Before(carried) => carried,
+        };
+        if self.watch(&stream, index, state).is_err() {
             // Gone already, or no memory.
-            self.free.push(index);
+            self.held.free.push(index);
             self.shared.open.fetch_sub(1, Ordering::Relaxed);
+            if !is_new {
+                self.seat.counters.closed.add(1);
+            }
             return;
         }
-        self.seat.counters.accepted.add(1);
-        self.serial += 1;
-        let session = S::Session::default();
-        let patience = self.shared.service.patience(&session, 0);
-        let deadline = self.timers.start(index, self.serial, self.now + patience);
-        if let Some(slot) = self.connections.get_mut(index) {
-            *slot = Some(Connection {
-                stream,
-                serial: self.serial,
-                state: State::Reading,
-                session,
-                deadline,
-                pending: Vec::new(),
-                output: Output::default(),
-            });
+        let deadline = self.held.timers.start(index, serial, self.now + left);
+        let mut connection = Connection {
+            stream,
+            serial,
+            state,
+            session,
+            deadline,
+            pending,
+            output,
+        };
+        if !is_new {
+            // Whether there is something to do for it will be told.
+            return self.put_back(index, connection);
         }
+        self.seat.counters.accepted.add(1);
+        if S::SPEAKS_FIRST {
+            let after = self.serve_pending(index, &mut connection);
+            return self.conclude(index, connection, after);
+        }
+        self.put_back(index, connection);
         // What it sent with its handshake is read at once: one wait less.
         self.turn(index);
+    }
+
+    fn watch(&self, stream: &TcpStream, index: usize, state: State) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        // Answers are whole when they are written: nothing is won by waiting for more.
+        stream.set_nodelay(true)?;
+        let event = match state {
+            State::Reading | State::Lingering(_) => Event::readable(index),
+            State::Sending | State::LastSending => Event::writable(index),
+        };
+        // SAFETY: `close` deletes it, and nobody else drops a connection.
+        unsafe { (self.seat.poller).add_with_mode(stream, event, PollMode::Level) }
     }
 
     /// Takes no more requests but those that are here: idle connections are closed, others when
@@ -275,10 +351,10 @@ impl<S: Service> Worker<'_, S> {
         if std::mem::replace(&mut self.draining, true) {
             return;
         }
-        for index in 0..self.connections.len() {
+        for index in 0..self.held.connections.len() {
             // What it has sent is still answered, and closes it.
             self.turn(index);
-            let Some(mut c) = self.connections.get_mut(index).and_then(Option::take) else {
+            let Some(mut c) = self.held.connections.get_mut(index).and_then(Option::take) else {
                 continue;
             };
             if c.state == State::Reading
@@ -293,12 +369,13 @@ impl<S: Service> Worker<'_, S> {
     }
 
     fn is_empty(&self) -> bool {
-        self.free.len() == self.connections.len()
+        self.held.free.len() == self.held.connections.len()
     }
 
     /// Lets a connection do what it can.
     fn turn(&mut self, index: usize) {
-        let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
+        let Some(mut connection) = self.held.connections.get_mut(index).and_then(Option::take)
+        else {
             return;
         };
         let after = match connection.state {
@@ -306,6 +383,15 @@ impl<S: Service> Worker<'_, S> {
             State::Sending | State::LastSending => self.send(index, &mut connection),
             State::Lingering(left) => self.linger(&mut connection, left),
         };
+        self.conclude(index, connection, after);
+    }
+
+    fn conclude(
+        &mut self,
+        index: usize,
+        connection: Connection<S::Session>,
+        after: io::Result<After>,
+    ) {
         match after {
             Ok(After::Keep) => self.put_back(index, connection),
             Ok(After::Close) | Err(_) => self.close(index, connection),
@@ -313,7 +399,7 @@ impl<S: Service> Worker<'_, S> {
     }
 
     fn put_back(&mut self, index: usize, connection: Connection<S::Session>) {
-        if let Some(slot) = self.connections.get_mut(index) {
+        if let Some(slot) = self.held.connections.get_mut(index) {
             *slot = Some(connection);
         }
     }
@@ -321,7 +407,7 @@ impl<S: Service> Worker<'_, S> {
     fn read(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
         let n = match c.stream.read(&mut self.input) {
             // What was complete has been answered before.
-            Ok(0) => return Ok(After::Close),
+            Ok(0) => return self.ended(index, c),
             Ok(n) => n,
             Err(error) if would_wait(&error) => return Ok(After::Keep),
             Err(error) => return Err(error),
@@ -338,6 +424,56 @@ impl<S: Service> Worker<'_, S> {
                 .extend_from_slice(self.input.get(..n).unwrap_or_default());
             self.serve_pending(index, c)
         }
+    }
+
+    /// The peer has sent all.
+    fn ended(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
+        let service = &self.shared.service;
+        service.ended(&mut c.session, &mut self.output);
+        if self.output.is_empty() {
+            return Ok(After::Close);
+        }
+        self.flush(index, c, true)?;
+        Ok(match c.state {
+            State::LastSending => After::Keep,
+            _ => After::Close,
+        })
+    }
+
+    /// Sends what the service has said. What the peer does not take now becomes the connection's.
+    fn flush(
+        &mut self,
+        index: usize,
+        c: &mut Connection<S::Session>,
+        last: bool,
+    ) -> io::Result<usize> {
+        let sent = self.output.send(&mut c.stream);
+        self.seat.counters.sent.add(sent.as_ref().map_or(0, |n| *n));
+        if sent.is_err() {
+            self.output.clear();
+        }
+        let sent = sent?;
+        if !self.output.is_empty() {
+            c.output = std::mem::take(&mut self.output);
+            self.wait_to_send(index, c, last)?;
+        }
+        Ok(sent)
+    }
+
+    fn wait_to_send(
+        &mut self,
+        index: usize,
+        c: &mut Connection<S::Session>,
+        last: bool,
+    ) -> io::Result<()> {
+        c.state = if last {
+            State::LastSending
+        } else {
+            State::Sending
+        };
+        self.interest(c, Event::writable(index))?;
+        self.until(index, c, self.shared.config.send_timeout);
+        Ok(())
     }
 
     fn serve_pending(&mut self, index: usize, c: &mut Connection<S::Session>) -> io::Result<After> {
@@ -373,6 +509,7 @@ impl<S: Service> Worker<'_, S> {
         input: &[u8],
     ) -> io::Result<(usize, After)> {
         let mut consumed = 0;
+        let mut sent = 0;
         loop {
             let rest = input.get(consumed..).unwrap_or_default();
             let step: Step = self
@@ -380,25 +517,15 @@ impl<S: Service> Worker<'_, S> {
                 .service
                 .input(&mut c.session, rest, &mut self.output);
             consumed = (consumed + step.consumed).min(input.len());
-            let sent = self.output.send(&mut c.stream);
-            self.seat.counters.sent.add(sent.as_ref().map_or(0, |n| *n));
-            if sent.is_err() {
-                self.output.clear();
-            }
-            sent?;
-            let last = step.next == Next::Close;
-            if !self.output.is_empty() {
-                c.output = std::mem::take(&mut self.output);
-                c.state = if last {
-                    State::LastSending
-                } else {
-                    State::Sending
-                };
-                self.interest(c, Event::writable(index))?;
-                self.until(index, c, self.shared.config.send_timeout);
+            sent += self.flush(index, c, step.next == Next::Close)?;
+            if !c.output.is_empty() {
                 return Ok((consumed, After::Keep));
             }
             match step.next {
+                Next::Flush if sent >= SEND => {
+                    self.wait_to_send(index, c, false)?;
+                    return Ok((consumed, After::Keep));
+                }
                 Next::Flush => {}
                 Next::Close => return Ok((consumed, self.start_linger(index, c)?)),
                 Next::Wait if self.draining && consumed == input.len() => {
@@ -461,17 +588,17 @@ impl<S: Service> Worker<'_, S> {
 
     fn until(&mut self, index: usize, c: &mut Connection<S::Session>, patience: Duration) {
         let at = self.now + patience;
-        self.timers.set(&mut c.deadline, index, c.serial, at);
+        self.held.timers.set(&mut c.deadline, index, c.serial, at);
     }
 
     /// Ends connections whose time is over.
     fn expire(&mut self) {
-        while let Some(due) = self.timers.due(self.now) {
+        while let Some(due) = self.held.timers.due(self.now) {
             let (index, serial, _) = due;
-            let Some(mut c) = self.connections.get_mut(index).and_then(Option::take) else {
+            let Some(mut c) = self.held.connections.get_mut(index).and_then(Option::take) else {
                 continue;
             };
-            if c.serial != serial || !self.timers.is_over(&mut c.deadline, due, self.now) {
+            if c.serial != serial || !self.held.timers.is_over(&mut c.deadline, due, self.now) {
                 self.put_back(index, c);
                 continue;
             }
@@ -490,7 +617,7 @@ impl<S: Service> Worker<'_, S> {
                 });
                 if let Ok(After::Keep) = lingers {
                     // Its entry in the heap was taken.
-                    c.deadline = self.timers.start(index, c.serial, self.now + LINGER);
+                    c.deadline = self.held.timers.start(index, c.serial, self.now + LINGER);
                     self.put_back(index, c);
                     continue;
                 }
@@ -504,14 +631,14 @@ impl<S: Service> Worker<'_, S> {
     fn close(&mut self, index: usize, connection: Connection<S::Session>) {
         // It fails only if it was not added, and then there is nothing to delete.
         let _ = self.seat.poller.delete(&connection.stream);
-        self.free.push(index);
+        self.held.free.push(index);
         self.seat.counters.closed.add(1);
         self.shared.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn close_all(&mut self) {
-        for index in 0..self.connections.len() {
-            if let Some(connection) = self.connections.get_mut(index).and_then(Option::take) {
+        for index in 0..self.held.connections.len() {
+            if let Some(connection) = self.held.connections.get_mut(index).and_then(Option::take) {
                 self.close(index, connection);
             }
         }

@@ -3,6 +3,9 @@ use crate::preserved::play;
 use proptest::prelude::*;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 /// As version 1 of an app has it, and version 2.
@@ -128,21 +131,32 @@ fn damage_is_seen() {
 /// One test, as handlers are the process's.
 #[test]
 fn handlers_say_what_goes_or_refuse_or_are_late() {
-    assert_eq!(collect(Duration::ZERO), Ok(Values::default()));
+    static RESUMED: AtomicU32 = AtomicU32::new(0);
+    let (values, part) = collect(Duration::ZERO).unwrap();
+    assert_eq!(values, Values::default());
+    on_resume(|| {
+        // Until it is over there is no other switch.
+        assert!(matches!(collect(Duration::ZERO), Err(Unready::Busy)));
+        RESUMED.fetch_add(1, Ordering::Relaxed);
+    });
+    // Nobody had been asked to take part.
+    drop(part);
+    let resumed = || RESUMED.load(Ordering::Relaxed);
+    assert_eq!(resumed(), 0);
     let (refuse, busy) = (AtomicBool::new(false), AtomicBool::new(false));
     let flags: &'static _ = Box::leak(Box::new((refuse, busy)));
     let mut count = 0u32;
     on_replace(move |out| {
         count += 1;
+        Ok(out.put("count", &count)?)
+    });
+    on_replace(move |out| {
         if flags.0.load(Ordering::Relaxed) {
             return Err(Refusal::new("not now"));
         }
         while flags.1.load(Ordering::Relaxed) {
             thread::yield_now();
         }
-        Ok(out.put("count", &count)?)
-    });
-    on_replace(|out| {
         out.schema(2);
         Ok(out.put("second", "handler")?)
     });
@@ -151,18 +165,75 @@ fn handlers_say_what_goes_or_refuse_or_are_late() {
         play::values(&Outgoing { values });
         handover().unwrap().take::<u32>("count").unwrap()
     };
-    assert_eq!(taken(collect(long).unwrap()), 1);
+    let refused = |limit| collect(limit).map(drop).unwrap_err();
+    let (values, part) = collect(long).unwrap();
+    assert_eq!(taken(values), 1);
+    // The switch is on.
+    assert_eq!((refused(long), resumed()), (Unready::Busy, 0));
+    drop(part);
+    assert_eq!(resumed(), 1);
     flags.0.store(true, Ordering::Relaxed);
-    assert_eq!(collect(long), Err(Unready::Refused("not now".into())));
+    assert_eq!(refused(long), Unready::Refused("not now".into()));
+    assert_eq!(resumed(), 2);
     flags.0.store(false, Ordering::Relaxed);
     flags.1.store(true, Ordering::Relaxed);
     let start = Instant::now();
-    assert_eq!(collect(Duration::from_millis(5)), Err(Unready::Late));
-    assert_eq!(collect(long), Err(Unready::Busy));
+    assert_eq!(refused(Duration::from_millis(5)), Unready::Late);
+    assert_eq!(refused(long), Unready::Busy);
     assert!(start.elapsed() < long);
+    assert_eq!(resumed(), 2);
     flags.1.store(false, Ordering::Relaxed);
     while RUNNING.load(Ordering::Relaxed) {
         thread::yield_now();
     }
-    assert_eq!(taken(collect(long).unwrap()), 4);
+    // The late one was over.
+    assert_eq!(resumed(), 3);
+    assert_eq!(taken(collect(long).unwrap().0), 4);
+    assert_eq!(resumed(), 4);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Conn {
+    stream: Socket<TcpStream>,
+    pending: Vec<u8>,
+}
+
+#[test]
+fn sockets_are_taken_once_and_as_what_they_are() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut peer = TcpStream::connect(address).unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp_address = udp.local_addr().unwrap();
+    let mut out = Outgoing::default();
+    let conn = Conn {
+        stream: listener.accept().unwrap().0.into(),
+        pending: b"half a re".into(),
+    };
+    peer.write_all(b"quest\n").unwrap();
+    out.put_socket("listener", &listener).unwrap();
+    out.put_socket("udp", &udp).unwrap();
+    out.put("connections", &[&conn]).unwrap();
+    drop((listener, udp, conn));
+    let mut come = pass(&out).unwrap();
+    let wrong = come.take_socket::<TcpStream>("udp").unwrap_err();
+    let text = wrong.to_string();
+    assert!(text.contains("another kind than TcpStream"), "{text}");
+    assert!(come.take::<u32>("udp").is_err());
+    let udp: UdpSocket = come.take_socket("udp").unwrap();
+    assert_eq!(udp.local_addr().unwrap(), udp_address);
+    let mut connections: Vec<Conn> = come.take("connections").unwrap();
+    let Conn { stream, pending } = &mut connections[0];
+    let mut line = pending.clone();
+    let mut rest = [0; 6];
+    stream.read_exact(&mut rest).unwrap();
+    line.extend(rest);
+    assert_eq!(line, b"half a request\n");
+    // What is not taken is closed.
+    drop(come);
+    assert!(TcpStream::connect(address).is_err());
+    // Nor can what was taken be taken again.
+    let mut again = pass(&out).unwrap();
+    let text = again.take_socket::<UdpSocket>("udp").unwrap_err();
+    assert!(text.to_string().contains("can't be taken"), "{text}");
 }

@@ -109,6 +109,10 @@ impl Client {
                 self.hello.nonce = nonce;
                 Ok(answer)
             }
+            Answer::Hello(hello) => {
+                self.hello = hello.clone();
+                Ok(Answer::Hello(hello))
+            }
             answer => Ok(answer),
         }
     }

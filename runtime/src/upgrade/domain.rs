@@ -121,7 +121,6 @@ impl Domain for Running {
             name: self.ident.name.to_string(),
             version: self.ident.version.to_string(),
             build: self.ident.build,
-            uptime_ms: now / 1_000_000,
             vcpus: image::vcpus(),
             memory_free: self.memory_free(),
             probation: image::probation().map(|probation| Probation {

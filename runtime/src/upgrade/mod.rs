@@ -29,11 +29,13 @@ pub use keys::{KeysError, parse_keys};
 pub use server::{Domain, How};
 
 use crate::handover::{Incoming, TakeError};
+#[cfg(any(test, target_os = "hermit"))]
+use crate::handover::{Outgoing, PutError};
 use crate::kernel::image::PublicKey;
 use server::{Carried, Limits, Shared};
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +45,8 @@ pub const OPERATORS: &str = "/etc/segue/operators.pub";
 
 /// What the service in the next image takes over.
 const CARRIED: &str = "segue.upgrade";
+const LISTENER: &str = "segue.upgrade.listener";
+const ASKER: &str = "segue.upgrade.asker";
 
 /// How the service is to be.
 #[derive(Clone, Debug)]
@@ -208,7 +212,10 @@ pub fn listen(config: Config, before: Option<&mut Incoming>) -> Result<(), Liste
     let (open, operators) = (config.limits.open, config.limits.operators.len());
     let service = serve(domain, config, before)?;
     let address = service.address();
-    crate::on_replace(move |next| Ok(next.put(CARRIED, &service.carried())?));
+    crate::on_replace(move |next| {
+        service.hand_over(next)?;
+        Ok(())
+    });
     println!("segue: upgrade listen={address} operators={operators} max_bundle={max}");
     if open {
         println!(
@@ -229,10 +236,17 @@ impl<D: Domain> Service<D> {
         self.0.address()
     }
 
-    /// For the service in the next image.
+    /// Says what the service in the next image goes on with.
     #[cfg(any(test, target_os = "hermit"))]
-    fn carried(&self) -> Carried {
-        self.0.carried()
+    fn hand_over(&self, next: &mut Outgoing) -> Result<(), PutError> {
+        next.put(CARRIED, &self.0.carried())?;
+        let (listener, asker) = self.0.sockets();
+        // Those that can't go along are made anew there.
+        let _ = next.put_socket(LISTENER, listener);
+        if let Some(asker) = asker {
+            let _ = next.put_socket(ASKER, &*asker);
+        }
+        Ok(())
     }
 }
 
@@ -252,12 +266,22 @@ pub fn serve<D: Domain>(
     if let Some(key) = limits.operators.iter().find(|key| !key.is_sound()) {
         return Err(ListenError::Key(*key));
     }
-    let carried = match before.map(|before| before.take::<Carried>(CARRIED)) {
-        None | Some(Err(TakeError::Missing { .. })) => None,
-        Some(Ok(carried)) => Some(carried),
-        Some(Err(error)) => return Err(ListenError::Carried(error)),
+    let (mut carried, mut listener, mut asker) = (None, None, None);
+    if let Some(before) = before {
+        carried = match before.take::<Carried>(CARRIED) {
+            Ok(carried) => Some(carried),
+            Err(TakeError::Missing { .. }) => None,
+            Err(error) => return Err(ListenError::Carried(error)),
+        };
+        listener = before.take_socket::<TcpListener>(LISTENER).ok();
+        asker = before.take_socket::<TcpStream>(ASKER).ok();
+    }
+    // The new image may be told another address.
+    let is_there = |listener: &TcpListener| listener.local_addr().is_ok_and(|a| a == address);
+    let listener = match listener.filter(is_there) {
+        Some(listener) => listener,
+        None => TcpListener::bind(address).map_err(ListenError::Io)?,
     };
-    let listener = TcpListener::bind(address).map_err(ListenError::Io)?;
-    let shared = Shared::start(domain, limits, carried, listener);
+    let shared = Shared::start(domain, limits, carried, listener, asker);
     shared.map(Service).map_err(ListenError::Io)
 }

@@ -272,7 +272,7 @@ pub enum Answer {
     /// the one in the bundle. Nothing is done.
     Runs,
     /// To [`Command::Switch`] and [`Command::RollBack`]: it begins now. If it comes about, the next
-    /// image does not know of this connection.
+    /// image goes on with the connection and says [`Answer::Hello`]; or it does not know of it.
     Switching,
     /// After that: it did not come about.
     Stays(Stays),
@@ -318,8 +318,8 @@ pub struct Status {
     pub build: BuildId,
     /// The build id of the image that the domain was booted with, if that is known.
     pub booted: Option<BuildId>,
-    /// Since the domain was started, ms.
-    pub uptime_ms: u64,
+    /// Since the first image of the domain serves, ms, if that is known.
+    pub uptime_ms: Option<u64>,
     /// Since this image serves, ms.
     pub running_ms: u64,
     /// vCPUs.

@@ -137,6 +137,8 @@ impl Bucket {
 pub(super) struct Carried {
     /// The image that the domain was booted with.
     pub booted: Option<BuildId>,
+    /// When the first image of the domain began to serve, by the clock that goes on over a switch.
+    pub since_ns: Option<u64>,
     pub bucket: Bucket,
 }
 
@@ -172,12 +174,21 @@ enum Seat {
     #[default]
     Free,
     /// For its thread to take.
-    Given(Arc<TcpStream>),
+    Given(Arc<TcpStream>, Begin),
     Taken {
         stream: Arc<TcpStream>,
         since: Instant,
         operator: bool,
     },
+}
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// With an opening.
+    New,
+    /// It asked the image before for the switch to this one, and waits to hear of it.
+    Switched,
 }
 
 /// What all threads share.
@@ -189,7 +200,10 @@ pub(super) struct Shared<D> {
     changed: Condvar,
     carried: Mutex<Carried>,
     stayed: Mutex<Option<String>>,
+    /// The connection that has asked for the switch that is under way.
+    asker: Mutex<Option<Arc<TcpStream>>>,
     since: Instant,
+    listener: TcpListener,
     /// Where it listens.
     address: SocketAddr,
 }
@@ -220,25 +234,34 @@ impl<D: Domain> Shared<D> {
         limits: Limits,
         carried: Option<Carried>,
         listener: TcpListener,
+        asker: Option<TcpStream>,
     ) -> io::Result<Arc<Self>> {
         let now = domain.now_ns();
+        let first = domain.generation() == 1;
         let carried = carried.unwrap_or_else(|| Carried {
-            booted: (domain.generation() == 1).then(|| domain.build()),
+            booted: first.then(|| domain.build()),
+            since_ns: first.then_some(now),
             bucket: Bucket::full(limits.burst, now),
         });
         let connections = limits.connections.max(1);
+        let mut seats: Vec<_> = (0..connections).map(|_| Seat::Free).collect();
+        if let (Some(seat), Some(asker)) = (seats.first_mut(), asker) {
+            *seat = Seat::Given(Arc::new(asker), Begin::Switched);
+        }
         let shared = Arc::new(Self {
             domain,
             store: Mutex::new(Store {
                 room: reserve(limits.max_bundle)?,
                 pending: None,
             }),
-            seats: Mutex::new((0..connections).map(|_| Seat::Free).collect()),
+            seats: Mutex::new(seats),
             changed: Condvar::new(),
             carried: Mutex::new(carried),
             stayed: Mutex::new(None),
+            asker: Mutex::new(None),
             since: Instant::now(),
             address: listener.local_addr()?,
+            listener,
             limits,
         });
         for seat in 0..connections {
@@ -254,7 +277,7 @@ impl<D: Domain> Shared<D> {
         thread::Builder::new()
             .name("upgrade".into())
             .stack_size(STACK)
-            .spawn(move || acceptor.accept(&listener))?;
+            .spawn(move || acceptor.accept())?;
         Ok(shared)
     }
 
@@ -269,9 +292,16 @@ impl<D: Domain> Shared<D> {
         lock(&self.carried).clone()
     }
 
-    fn accept(&self, listener: &TcpListener) {
+    /// Its listener, and the connection that asked for the switch that is under way, if one did: they
+    /// go on in the next image.
+    #[cfg(any(test, target_os = "hermit"))]
+    pub fn sockets(&self) -> (&TcpListener, Option<Arc<TcpStream>>) {
+        (&self.listener, lock(&self.asker).clone())
+    }
+
+    fn accept(&self) {
         loop {
-            match listener.accept() {
+            match self.listener.accept() {
                 Ok((stream, _)) => self.seat(stream),
                 // Out of descriptors, or a connection that was gone at once.
                 Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -306,7 +336,7 @@ impl<D: Domain> Shared<D> {
             seats = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if let Some(seat) = seats.iter_mut().find(|seat| matches!(seat, Seat::Free)) {
-            *seat = Seat::Given(Arc::new(stream));
+            *seat = Seat::Given(Arc::new(stream), Begin::New);
             self.changed.notify_all();
         }
     }
@@ -317,9 +347,9 @@ impl<D: Domain> Shared<D> {
         let count = self.limits.connections.max(1) as u64;
         loop {
             let mut seats = lock(&self.seats);
-            let stream = loop {
+            let (stream, begin) = loop {
                 match seats.get(seat) {
-                    Some(Seat::Given(stream)) => break Arc::clone(stream),
+                    Some(Seat::Given(stream, begin)) => break (Arc::clone(stream), *begin),
                     Some(_) => {}
                     None => return,
                 }
@@ -330,14 +360,14 @@ impl<D: Domain> Shared<D> {
                 *place = Seat::Taken {
                     stream: Arc::clone(&stream),
                     since: Instant::now(),
-                    operator: false,
+                    operator: begin == Begin::Switched,
                 };
             }
             drop(seats);
             // Never the same for two connections.
             let id = served.wrapping_mul(count).wrapping_add(seat as u64);
             served = served.wrapping_add(1);
-            Connection::serve(self, seat, id, &stream, buffer);
+            Connection::serve(self, (seat, id), &stream, begin, buffer);
             self.let_go(id);
             let mut seats = lock(&self.seats);
             if let Some(place) = seats.get_mut(seat) {
@@ -385,8 +415,13 @@ impl<D: Domain> Shared<D> {
                 len: pending.len as u64,
             })
         });
+        let carried = lock(&self.carried).clone();
+        let now = self.domain.now_ns();
         Status {
-            booted: lock(&self.carried).booted,
+            booted: carried.booted,
+            uptime_ms: carried
+                .since_ns
+                .map(|since| now.saturating_sub(since) / 1_000_000),
             running_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             stayed: lock(&self.stayed).clone(),
             upload,
@@ -481,7 +516,7 @@ struct Connection<'a, D> {
     shared: &'a Shared<D>,
     seat: usize,
     id: u64,
-    stream: &'a TcpStream,
+    stream: &'a Arc<TcpStream>,
     began: Instant,
     nonce: Nonce,
     operator: bool,
@@ -491,9 +526,9 @@ struct Connection<'a, D> {
 impl<'a, D: Domain> Connection<'a, D> {
     fn serve(
         shared: &'a Shared<D>,
-        seat: usize,
-        id: u64,
-        stream: &'a TcpStream,
+        (seat, id): (usize, u64),
+        stream: &'a Arc<TcpStream>,
+        begin: Begin,
         buffer: &mut [u8],
     ) {
         // Answers are small, and waited for.
@@ -505,10 +540,10 @@ impl<'a, D: Domain> Connection<'a, D> {
             stream,
             began: Instant::now(),
             nonce: Nonce::default(),
-            operator: false,
+            operator: begin == Begin::Switched,
             claim: None,
         };
-        let end = connection.talk(buffer);
+        let end = connection.talk(begin, buffer);
         if let Err(End::Told(refused)) = end {
             let _ = connection.say(&Answer::Refused(refused));
         }
@@ -536,17 +571,22 @@ impl<'a, D: Domain> Connection<'a, D> {
         Ok(self.nonce)
     }
 
-    fn talk(&mut self, buffer: &mut [u8]) -> Result<(), End> {
+    fn talk(&mut self, begin: Begin, buffer: &mut [u8]) -> Result<(), End> {
         let shared = self.shared;
         let first = self.began + shared.limits.first_command;
-        let mut opening = [0; Opening::LEN];
-        wire::read(self.stream, &mut opening, first).map_err(|_| End::Silent)?;
-        // Of another protocol: nothing that is said would be understood.
-        let opening = Opening::decode(&opening).ok_or(End::Silent)?;
-        let version = opening.version().ok_or(Refused::Version {
-            min: VERSION,
-            max: VERSION,
-        })?;
+        let version = match begin {
+            Begin::Switched => VERSION,
+            Begin::New => {
+                let mut opening = [0; Opening::LEN];
+                wire::read(self.stream, &mut opening, first).map_err(|_| End::Silent)?;
+                // Of another protocol: nothing that is said would be understood.
+                let opening = Opening::decode(&opening).ok_or(End::Silent)?;
+                opening.version().ok_or(Refused::Version {
+                    min: VERSION,
+                    max: VERSION,
+                })?
+            }
+        };
         let hello = Hello {
             version,
             domain: shared.domain.id(),
@@ -637,8 +677,7 @@ impl<'a, D: Domain> Connection<'a, D> {
                 // Nobody uploads meanwhile.
                 let _store = shared.store()?;
                 self.say(&Answer::Switching)?;
-                let outcome = shared.domain.roll_back();
-                self.stays(outcome)
+                self.go(|| shared.domain.roll_back())
             }
         }
     }
@@ -802,12 +841,14 @@ impl<'a, D: Domain> Connection<'a, D> {
             wait_ms: wait_ns.div_ceil(1_000_000),
         })?;
         self.say(&Answer::Switching)?;
-        let outcome = shared.domain.switch(bytes, how);
-        self.stays(outcome)
+        self.go(|| shared.domain.switch(bytes, how))
     }
 
-    /// After a switch, which has replaced this image, if it is one.
-    fn stays(&self, outcome: Result<(), Stays>) -> Result<(), End> {
+    /// Switches. In a domain it comes back only if that did not come about.
+    fn go(&self, switch: impl FnOnce() -> Result<(), Stays>) -> Result<(), End> {
+        *lock(&self.shared.asker) = Some(Arc::clone(self.stream));
+        let outcome = switch();
+        *lock(&self.shared.asker) = None;
         if let Err(stays) = outcome {
             let (Stays::Refused { why } | Stays::Resumed { why, .. }) = &stays;
             *lock(&self.shared.stayed) = Some(why.clone());

@@ -5,7 +5,7 @@ use super::protocol::{
     Answer, Command, MAX_DATA_REQUEST, MAX_REQUEST, Occasion, Opening, Refused, Request, Signed,
     Status, Stays,
 };
-use super::server::{Bucket, Carried};
+use super::server::Bucket;
 use super::wire::{self, WireError};
 use super::*;
 use crate::kernel::image::testing::{self, TestImage};
@@ -33,6 +33,24 @@ struct Fake {
     switches: Mutex<Vec<(Digest, How)>>,
     way_back: AtomicBool,
     began: Instant,
+    /// Told when a switch begins, which then never ends.
+    hold: Mutex<Option<std::sync::mpsc::Sender<()>>>,
+}
+
+impl Fake {
+    fn another(&self) -> Self {
+        Self {
+            generation: AtomicU64::new(self.generation.load(Ordering::SeqCst)),
+            trusted: self.trusted,
+            ident: self.ident,
+            free: AtomicU64::new(64 << 20),
+            outcomes: Mutex::default(),
+            switches: Mutex::default(),
+            way_back: AtomicBool::new(false),
+            began: self.began,
+            hold: Mutex::default(),
+        }
+    }
 }
 
 impl Domain for Arc<Fake> {
@@ -87,6 +105,12 @@ impl Domain for Arc<Fake> {
     fn switch(&self, bundle: &[u8], how: &How) -> Result<(), Stays> {
         let digest = Digest::of(&[bundle]);
         self.switches.lock().unwrap().push((digest, how.clone()));
+        if let Some(sender) = self.hold.lock().unwrap().take() {
+            sender.send(()).unwrap();
+            loop {
+                thread::park();
+            }
+        }
         let outcome = self.outcomes.lock().unwrap().pop_front();
         let outcome = outcome.unwrap_or(Ok(()));
         if outcome.is_ok() {
@@ -169,6 +193,7 @@ impl Service {
             switches: Mutex::default(),
             way_back: AtomicBool::new(false),
             began: Instant::now(),
+            hold: Mutex::default(),
         });
         let shared = serve(Arc::clone(&domain), config, None)?;
         Ok(Self { domain, shared })
@@ -575,11 +600,55 @@ fn switches_are_limited() {
     };
     assert!((900_000..=1_000_000).contains(&wait_ms), "{wait_ms}");
     assert_eq!(service.switches(), 2);
-    // It is no better after a switch.
-    let carried = service.shared.carried();
-    let bytes = rmp_serde::to_vec_named(&carried).unwrap();
-    assert_eq!(rmp_serde::from_slice::<Carried>(&bytes).unwrap(), carried);
-    assert_eq!(carried.booted, Some(service.domain.ident.build));
+}
+
+/// Two services one after the other, as in two images of one domain.
+#[test]
+fn the_service_goes_on_in_the_next_image() {
+    let address = "127.0.0.1:0".parse().unwrap();
+    let limited = Config::new(address)
+        .operator(PublicKey::of(&operator()))
+        .switches(1, Duration::from_secs(1000));
+    let service = Service::start(limited.clone());
+    let next = bundle("1.1.0");
+    let mut asker = service.connect();
+    let uploaded = asker.upload(&next, None, &operator(), &mut |_| ());
+    assert_eq!(uploaded.unwrap(), Uploaded::Complete);
+    // The image is replaced in the middle of the call, as far as its sockets are concerned.
+    let (sender, block) = std::sync::mpsc::channel();
+    *service.domain.hold.lock().unwrap() = Some(sender);
+    assert_eq!(
+        asker.command(switch(&next), &operator()).unwrap(),
+        Answer::Switching
+    );
+    block.recv_timeout(LIMIT).unwrap();
+    let mut outgoing = Outgoing::default();
+    service.shared.hand_over(&mut outgoing).unwrap();
+    let block: &'static [u8] = outgoing.block().unwrap().leak();
+    let mut incoming = Incoming::new(Some(block));
+    let second = Fake {
+        generation: AtomicU64::new(2),
+        ..service.domain.another()
+    };
+    let mut there = limited;
+    there.address = service.shared.address();
+    let second = serve(Arc::new(second), there, Some(&mut incoming)).unwrap();
+    assert_eq!(second.address(), service.shared.address());
+    // The connection lives, and hears of the generation that it talks to.
+    let Answer::Hello(hello) = asker.answer(LIMIT).unwrap() else {
+        panic!();
+    };
+    assert_eq!(hello.generation, 2);
+    let status = asker.status().unwrap();
+    assert_eq!(status.booted, Some(service.domain.ident.build));
+    let build = hello.build;
+    let answer = asker.command(Command::Confirm { build }, &operator());
+    assert!(matches!(answer.unwrap(), Answer::Confirmed { .. }));
+    // What was let through before counts still.
+    let uploaded = asker.upload(&next, None, &operator(), &mut |_| ());
+    assert_eq!(uploaded.unwrap(), Uploaded::Complete);
+    let answer = asker.command(switch(&next), &operator());
+    assert!(matches!(refused(answer), Refused::TooOften { .. }));
 }
 
 #[test]

@@ -15,7 +15,7 @@ const BACK: Duration = Duration::from_secs(60);
 /// End a new image's probation: it is good, and stays.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = format!("Example:\n  segue confirm --key ~/keys/operator 10.0.0.2\n\n{EXIT_CODES}")
+    after_help = format!("Examples:\n  segue confirm --key ~/keys/operator 10.0.0.2\n\n{EXIT_CODES}")
 )]
 pub struct Confirm {
     #[command(flatten)]
@@ -47,7 +47,7 @@ pub fn confirm(arguments: &Confirm) -> anyhow::Result<ExitCode> {
 /// It is a switch like any other: the app's state goes along.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = format!("Example:\n  segue rollback --key ~/keys/operator 10.0.0.2\n\n{EXIT_CODES}")
+    after_help = format!("Examples:\n  segue rollback --key ~/keys/operator 10.0.0.2\n\n{EXIT_CODES}")
 )]
 pub struct Rollback {
     #[command(flatten)]

@@ -11,7 +11,7 @@ use anyhow::Context;
 use segue::upgrade::client::{Client, ClientError};
 use segue::upgrade::protocol::{Answer, Command, PORT, Refused, Status, Stays, Switch};
 use segue_image::keys;
-use segue_kernel::image::SigningKey;
+use segue_kernel::image::{PublicKey, SigningKey};
 
 /// What the exit codes of these commands mean; for their help.
 pub const EXIT_CODES: &str = "\
@@ -159,11 +159,13 @@ impl Target {
 
     /// The domain has refused.
     pub fn refused(&self, refused: &Refused) -> anyhow::Error {
-        let hint = match refused {
-            Refused::Signature { known: false, .. } => " (--key)",
-            _ => "",
+        let nobody = PublicKey::of(&nobodys_key()).id();
+        let text = match refused {
+            Refused::Signature { key, .. } if *key == nobody => {
+                format!("{self}: an operator has to sign that: give your key with --key FILE")
+            }
+            refused => clean(&format!("{self}: {refused}")),
         };
-        let text = clean(&format!("{self}: {refused}{hint}"));
         failed(End::Refused, text)
     }
 }
@@ -174,6 +176,8 @@ const TRY: Duration = Duration::from_millis(500);
 pub const ANSWER: Duration = Duration::from_secs(20);
 /// Between two tries.
 pub const PAUSE: Duration = Duration::from_millis(250);
+/// How long the connection that asked for a switch is waited for before another is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a domain is looked for at first.
 pub const LOOK: Duration = Duration::from_secs(5);
 
@@ -191,9 +195,14 @@ impl Key {
     pub fn read(&self) -> anyhow::Result<SigningKey> {
         match &self.key {
             Some(path) => keys::read_private(path).context("no command was signed"),
-            None => Ok(SigningKey::from_bytes(&[0; 32])),
+            None => Ok(nobodys_key()),
         }
     }
+}
+
+/// A key that everybody has.
+fn nobodys_key() -> SigningKey {
+    SigningKey::from_bytes(&[0; 32])
 }
 
 /// How a domain is; `None` if it tells nobody.
@@ -220,17 +229,22 @@ pub enum Switched {
 pub fn wait_for_switch(target: &Target, old: Client, limit: Duration) -> anyhow::Result<Switched> {
     let from = old.hello().generation;
     let deadline = Instant::now() + limit;
+    let patience = Instant::now() + PATIENCE;
     let mut old = Some(old);
     while Instant::now() < deadline {
-        if let Some(client) = &mut old {
-            match client.poll(PAUSE) {
-                Ok(None) => {}
+        match old.take() {
+            None => thread::sleep(PAUSE),
+            Some(mut client) => match client.poll(PAUSE) {
+                Ok(None) => old = Some(client),
                 Ok(Some(Answer::Stays(stays))) => return Ok(Switched::Stays(stays)),
+                // The new image goes on with it.
+                Ok(Some(Answer::Hello(_))) => return Ok(Switched::Gone(client)),
                 // It is over with this connection: its image may be gone.
-                Ok(Some(_)) | Err(_) => old = None,
-            }
-        } else {
-            thread::sleep(PAUSE);
+                Ok(Some(_)) | Err(_) => {}
+            },
+        }
+        if old.is_some() && Instant::now() < patience {
+            continue;
         }
         if let Ok(client) = target.try_connect(Duration::from_secs(3))
             && client.hello().generation != from

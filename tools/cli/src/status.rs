@@ -33,7 +33,7 @@ struct Shown<'a> {
     build: String,
     booted: Option<String>,
     boots_another: Option<bool>,
-    uptime_ms: u64,
+    uptime_ms: Option<u64>,
     running_ms: u64,
     vcpus: u32,
     memory_free: u64,
@@ -137,7 +137,8 @@ fn print(host: &Target, hello: &Hello, status: &Status) -> anyhow::Result<()> {
     }
     let domain = uuid::Uuid::from_bytes(hello.domain);
     outln!("  {:<10} {domain}", "domain")?;
-    let (up, running) = (time(status.uptime_ms), time(status.running_ms));
+    let up = status.uptime_ms.map_or("unknown".into(), time);
+    let running = time(status.running_ms);
     outln!("  {:<10} {up}; this image for {running}", "up")?;
     let mib = status.memory_free >> 20;
     outln!("  {:<10} {mib} MiB free; {} vCPUs", "memory", status.vcpus)?;

@@ -43,6 +43,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
+use serde::{Deserialize, Serialize};
 
 use self::addr::Tuple;
 pub use self::block::{BLOCK_VERSION, State};
@@ -58,14 +59,14 @@ const SECOND: u64 = 1_000_000_000;
 const MS: u64 = 1_000_000;
 
 /// A connection's name. One whose connection is gone never means another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ConnId {
     slot: u32,
     generation: u32,
 }
 
 /// A listener's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListenerId {
     slot: u32,
     generation: u32,
@@ -294,7 +295,7 @@ impl Default for Config {
 }
 
 /// Keep-alive (RFC 9293, section 3.8.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepAlive {
     /// Silence before the first probe, ns.
     pub idle: u64,
@@ -305,7 +306,7 @@ pub struct KeepAlive {
 }
 
 /// What an app may set of a connection, or of a listener for those it will accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Options {
     /// Nagle's algorithm off.
     pub nodelay: bool,

@@ -13,6 +13,7 @@ mod record;
 mod resp;
 mod statement;
 mod tcp;
+mod upgrade;
 mod xenstore;
 
 use crate::Target;
@@ -32,5 +33,6 @@ pub static TARGETS: &[Target] = &[
     resp::TARGET,
     statement::TARGET,
     tcp::TARGET,
+    upgrade::TARGET,
     xenstore::TARGET,
 ];
