@@ -113,8 +113,6 @@ static RESUMED: Mutex<Vec<Resumed>> = Mutex::new(Vec::new());
 static RUNNING: AtomicBool = AtomicBool::new(false);
 /// Set with the first handler, so that an app without any has nothing of this in its image.
 static COLLECT: OnceLock<Collect> = OnceLock::new();
-/// Set with the first socket that is taken, so that an image without any has no network in it.
-static FINISH: OnceLock<fn()> = OnceLock::new();
 
 type Collect = fn(Duration) -> Result<(Values, Part), Unready>;
 
@@ -368,6 +366,18 @@ impl Incoming {
         Ok(value)
     }
 
+    /// Takes the value of this name, if there is one: an image that crashed has handed over none.
+    ///
+    /// # Errors
+    /// As [`Incoming::take`].
+    pub fn take_if_any<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, TakeError> {
+        match self.take(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(TakeError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes the socket of this name, which is bound, listens or is connected as it was.
     ///
     /// # Errors
@@ -395,9 +405,8 @@ impl Drop for Incoming {
         // SAFETY: the only references to the values' bytes were in here; those that `names` gives
         // don't outlive this.
         unsafe { preserved::platform::finish() };
-        if let Some(finish) = FINISH.get() {
-            finish();
-        }
+        // An image without sockets gets nothing of the network by this.
+        socket::finish();
     }
 }
 

@@ -23,7 +23,7 @@ pub enum Answer {
 #[must_use]
 pub fn decide(head: &Head<'_>, page: &Page) -> Answer {
     if let Some(list) = &head.if_match {
-        if !matches_any(list, &page.etag, Comparison::Strong) {
+        if !matches_any(list, page.etag(), Comparison::Strong) {
             return Answer::PreconditionFailed;
         }
     } else if let (Some(since), Some(modified)) = (head.if_unmodified_since, page.modified)
@@ -32,7 +32,7 @@ pub fn decide(head: &Head<'_>, page: &Page) -> Answer {
         return Answer::PreconditionFailed;
     }
     if let Some(list) = &head.if_none_match {
-        if matches_any(list, &page.etag, Comparison::Weak) {
+        if matches_any(list, page.etag(), Comparison::Weak) {
             return Answer::NotModified;
         }
     } else if let (Some(since), Some(modified)) = (head.if_modified_since, page.modified)
@@ -45,7 +45,7 @@ pub fn decide(head: &Head<'_>, page: &Page) -> Answer {
     };
     if let Some(condition) = head.if_range {
         let same = match condition.first() {
-            Some(b'"') => condition == page.etag.as_bytes(),
+            Some(b'"') => condition == page.etag().as_bytes(),
             _ => page
                 .modified
                 .is_some_and(|modified| condition == modified.to_string().as_bytes()),

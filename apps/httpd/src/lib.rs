@@ -14,7 +14,7 @@ pub mod service;
 pub mod site;
 
 pub use metrics::Gauge;
-pub use service::{Http, Limits};
+pub use service::{Http, Known, Limits};
 pub use site::Site;
 
 #[cfg(test)]

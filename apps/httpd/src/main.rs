@@ -1,117 +1,84 @@
 //! Serves the files of its image over HTTP.
 //!
-//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N]
-//! [--upgrade ADDRESS:PORT [--operator-key KEY]]`
+//! `httpd [--listen ADDRESS:PORT] [--root FOLDER] [--threads N] [--replace-every MS [--until
+//! GENERATION]]`
 //!
 //! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
-//! is for trying out, it is `apps/httpd/files/www` itself. With `--upgrade` it has the upgrade service
-//! there, for the operators in `/etc/segue/operators.pub`, or the one with this public key.
+//! is for trying out, it is `apps/httpd/files/www` itself. Clients stay when the image is replaced,
+//! in the middle of a file, too, if the next image has the same. `--upgrade ADDRESS:PORT` has the
+//! upgrade service there, for the operators in `/etc/segue/operators.pub`, or the one whose public
+//! key is `--operator-key KEY`.
 use httpd::{Gauge, Http, Limits, Site};
-use segue_serve::{Config, Server};
-use std::net::SocketAddr;
+use segue_serve::Server;
+use segue_serve::app::{self, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-struct Arguments {
-    listen: SocketAddr,
-    root: PathBuf,
-    config: Config,
-    upgrade: Option<SocketAddr>,
-    operator: Option<String>,
-}
+segue::trial!();
 
-fn arguments() -> Result<Arguments, String> {
-    let mut arguments = Arguments {
-        listen: platform::LISTEN,
-        root: platform::ROOT.into(),
-        config: Config::default(),
-        upgrade: None,
-        operator: None,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let value = words
-            .next()
-            .ok_or_else(|| format!("{word} needs a value"))?;
-        let bad = |what| format!("{word}: '{value}' is no {what}");
-        match &word[..] {
-            "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
-            "--root" => arguments.root = value.into(),
-            "--upgrade" => {
-                arguments.upgrade = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?)
-            }
-            "--operator-key" => arguments.operator = Some(value),
-            "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
-            _ => {
-                return Err(format!(
-                    "unknown option {word}; there are --listen ADDRESS:PORT, --root FOLDER, \
-                     --threads N, --upgrade ADDRESS:PORT, --operator-key KEY"
-                ));
-            }
-        }
-    }
-    Ok(arguments)
+/// What is handed over: the clients, and what else is known.
+const CLIENTS: &str = "clients";
+const KNOWN: &str = "known";
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 fn serve() -> Result<(), String> {
-    let Arguments {
-        listen,
-        root,
-        config,
-        upgrade,
-        operator,
-    } = arguments()?;
-    let site = Site::load(&root, platform::content).map_err(|error| error.to_string())?;
-    println!(
-        "httpd: files={} bytes={} listen={listen} threads={}",
-        site.len(),
-        site.bytes(),
-        config.threads
-    );
+    let mut root = PathBuf::from(platform::ROOT);
+    let options = Options::read(platform::LISTEN, "--root FOLDER, ", |option, value| {
+        let known = option == "--root";
+        if known {
+            root = value.into();
+        }
+        Ok(known)
+    })?;
+    let mut site = Site::load(&root, platform::content).map_err(said)?;
+    site.keep(platform::kept());
+    let (files, bytes) = (site.len(), site.bytes());
     let http = Http::new(site, Limits::default(), platform::gauges());
-    let server = Server::new(http, config).map_err(|error| error.to_string())?;
-    Http::observe(&server);
-    platform::end_with_the_domain(&server)?;
-    if let Some(address) = upgrade {
-        platform::upgrade(address, operator.as_deref())?;
+
+    // On trial: what was handed over and can't be used is an error, and the image before goes on.
+    let mut before = segue::handover();
+    if let Some(before) = &mut before {
+        let known = before.take_if_any(KNOWN).map_err(said)?;
+        http.go_on(known.unwrap_or_default());
     }
-    server
-        .listen(listen)
-        .map_err(|error| format!("{listen}: {error}"))
+    let server = Server::new(http, options.config).map_err(said)?;
+    Http::observe(&server);
+    let listener = server.take(&mut before, CLIENTS).map_err(said)?;
+    app::commit();
+    options.have_upgrades(before.as_mut())?;
+    drop(before);
+
+    let listener = app::listener(listener, options.listen)?;
+    server.hand_over(CLIENTS, &listener);
+    let knows = server.clone();
+    segue::on_replace(move |next| Ok(next.put(KNOWN, &knows.service().known())?));
+    println!(
+        "httpd: files={files} bytes={bytes} listen={} threads={}",
+        options.listen, options.config.threads
+    );
+    app::drain_at_the_end(&server)?;
+    options.start_replacing("httpd")?;
+    server.run(&listener).map_err(said)
 }
 
-/// An image that does not get through its trial, for tests.
-#[cfg(all(feature = "panics", target_os = "hermit"))]
-segue::trial!();
-
 fn main() -> ExitCode {
-    #[cfg(all(feature = "panics", target_os = "hermit"))]
-    assert!(!segue::on_trial(), "this image is no good");
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("httpd: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    app::exit("httpd", serve())
 }
 
 /// In an image: files lie in it and are sent from there.
 #[cfg(target_os = "hermit")]
 mod platform {
-    use super::{Gauge, Http, Server, SocketAddr};
+    use super::Gauge;
     use httpd::metrics::Kind;
-    use segue::upgrade::Config;
     use std::io;
-    use std::net::{IpAddr, Ipv6Addr};
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
-    pub const ROOT: &str = if cfg!(feature = "unhealthy") {
-        "/tmp"
-    } else {
-        "/www"
-    };
+    pub const ROOT: &str = "/www";
 
     pub fn content(path: &Path) -> io::Result<&'static [u8]> {
         match path.to_str().and_then(segue::file) {
@@ -119,6 +86,11 @@ mod platform {
             // Not of the tree: a file of /tmp.
             None => std::fs::read(path).map(|bytes| &*bytes.leak()),
         }
+    }
+
+    /// The ramdisk, where files may lie, passes from image to image.
+    pub fn kept() -> Vec<&'static [u8]> {
+        segue::modules()
     }
 
     pub fn gauges() -> Vec<Gauge> {
@@ -191,32 +163,14 @@ mod platform {
             read,
         }
     }
-
-    /// Has the upgrade service.
-    pub fn upgrade(address: SocketAddr, operator: Option<&str>) -> Result<(), String> {
-        let config = Config::new(address);
-        let config = match operator {
-            Some(key) => config.operators(key),
-            None => config.image_operators(),
-        };
-        let config = config.map_err(|error| error.to_string())?;
-        let mut before = segue::handover();
-        segue::upgrade::listen(config, before.as_mut()).map_err(|error| error.to_string())
-    }
-
-    /// Asked to end, it answers what was asked before.
-    pub fn end_with_the_domain(server: &Server<Http>) -> Result<(), String> {
-        let server = server.clone();
-        segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
-    }
 }
 
 /// On a host, for trying out.
 #[cfg(not(target_os = "hermit"))]
 mod platform {
-    use super::{Gauge, Http, Server, SocketAddr};
+    use super::Gauge;
     use std::io;
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -227,15 +181,11 @@ mod platform {
         std::fs::read(path).map(|bytes| &*bytes.leak())
     }
 
-    pub fn gauges() -> Vec<Gauge> {
+    pub const fn kept() -> Vec<&'static [u8]> {
         Vec::new()
     }
 
-    pub fn upgrade(_: SocketAddr, _: Option<&str>) -> Result<(), String> {
-        Err("--upgrade: only in a domain".into())
-    }
-
-    pub fn end_with_the_domain(_: &Server<Http>) -> Result<(), String> {
-        Ok(())
+    pub const fn gauges() -> Vec<Gauge> {
+        Vec::new()
     }
 }

@@ -15,10 +15,15 @@ pub struct Requests([AtomicU64; STATUSES.len()]);
 impl Requests {
     /// Counts an answer.
     pub fn count(&self, status: u16) {
+        debug_assert!(STATUSES.contains(&status), "{status} is not in the table");
+        self.add(status, 1);
+    }
+
+    /// Counts answers of the image before. A status that this one has not is passed over.
+    pub fn add(&self, status: u16, count: u64) {
         let at = STATUSES.iter().position(|s| *s == status);
-        debug_assert!(at.is_some(), "{status} is not in the table");
         if let Some(counter) = at.and_then(|at| self.0.get(at)) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(count, Ordering::Relaxed);
         }
     }
 

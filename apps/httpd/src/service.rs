@@ -3,9 +3,10 @@
 use crate::answer::{Answer, decide};
 use crate::metrics::{self, Gauge, Kind, Requests};
 use crate::request::{self, Body, Head, Method};
-use crate::site::{Found, Page, Site};
+use crate::site::{Found, Page, Site, Tag};
 use httpdate::HttpDate;
 use segue_serve::{Next, Output, Server, Service, Stats, Step};
+use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,10 +56,19 @@ impl std::fmt::Debug for Connections {
 }
 
 /// What is known of a connection between requests.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Session {
     /// Bytes of a body that are still to be thrown away.
     skip: u64,
+}
+
+/// What the next image goes on with, besides the connections.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Known {
+    /// Requests by status.
+    requests: Vec<(u16, u64)>,
+    tags: Vec<Tag>,
 }
 
 /// The headers of an answer, after the status line.
@@ -82,6 +92,23 @@ impl Http {
             requests: Requests::default(),
             started: Instant::now(),
             connections: OnceLock::new(),
+        }
+    }
+
+    /// What the next image goes on with.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        Known {
+            requests: self.requests.by_status().collect(),
+            tags: self.site.tags(),
+        }
+    }
+
+    /// Goes on with what the image before knew.
+    pub fn go_on(&self, known: Known) {
+        self.site.tag(known.tags);
+        for (status, count) in known.requests {
+            self.requests.add(status, count);
         }
     }
 
@@ -130,14 +157,14 @@ impl Http {
         let reply = match decide(head, page) {
             Answer::Whole => Reply {
                 status: 200,
-                headers: &page.headers,
+                headers: page.headers(),
                 length: Some(body.len()),
                 body,
             },
             Answer::Part(range) => {
                 let headers = format!(
                     "{}Content-Range: bytes {}-{}/{}\r\n",
-                    page.headers,
+                    page.headers(),
                     range.start,
                     range.end - 1,
                     body.len()
@@ -153,7 +180,7 @@ impl Http {
             }
             Answer::NotModified => Reply {
                 status: 304,
-                headers: &page.headers,
+                headers: page.headers(),
                 length: None,
                 body: b"",
             },
@@ -361,6 +388,14 @@ impl Service for Http {
                 return step(input.len(), Next::Close);
             }
         }
+    }
+
+    fn name_of(&self, slice: &'static [u8]) -> Option<(String, usize)> {
+        self.site.name_of(slice)
+    }
+
+    fn named(&self, name: &str) -> Option<&'static [u8]> {
+        self.site.named(name)
     }
 
     fn patience(&self, session: &Session, pending: usize) -> Duration {

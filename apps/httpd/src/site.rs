@@ -1,10 +1,13 @@
 //! The files, by the path a request asks for.
 
 use httpdate::HttpDate;
+use segue_serve::offset_in;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One file.
@@ -12,12 +15,41 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Page {
     /// Its content.
     pub body: &'static [u8],
-    /// A strong entity tag, with its quotes.
-    pub etag: String,
     /// When it was changed, if that is known.
     pub modified: Option<HttpDate>,
+    kind: &'static str,
+    /// Made when first asked for: it takes as long as the content is large, and clients
+    /// wait for an image that starts.
+    etag: OnceLock<String>,
+    headers: OnceLock<String>,
+}
+
+impl Page {
+    /// A strong entity tag, with its quotes.
+    #[must_use]
+    pub fn etag(&self) -> &str {
+        self.etag.get_or_init(|| {
+            let mut hasher = DefaultHasher::new();
+            self.body.hash(&mut hasher);
+            format!("\"{:x}-{:016x}\"", self.body.len(), hasher.finish())
+        })
+    }
+
     /// The headers that describe it, each with its line end: type, tag, date, ranges.
-    pub headers: String,
+    #[must_use]
+    pub fn headers(&self) -> &str {
+        self.headers.get_or_init(|| {
+            let mut headers = format!(
+                "Content-Type: {}\r\nETag: {}\r\nAccept-Ranges: bytes\r\n",
+                self.kind,
+                self.etag()
+            );
+            if let Some(modified) = self.modified {
+                headers.push_str(&format!("Last-Modified: {modified}\r\n"));
+            }
+            headers
+        })
+    }
 }
 
 /// What a path stands for.
@@ -38,7 +70,16 @@ pub struct Site {
     /// for a folder's path without its slash.
     pages: HashMap<Vec<u8>, Option<usize>>,
     all: Vec<Page>,
+    kept: Vec<&'static [u8]>,
 }
+
+/// The tag of a file in what stays from image to image: in which slice of it, where there, and how
+/// long it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tag(usize, usize, usize, String);
+
+/// What names of places in what stays begin with; those of files begin with `/`.
+const KEPT: &str = "ramdisk ";
 
 /// Where the content of a file that lives for ever comes from.
 pub type Content = fn(&Path) -> io::Result<&'static [u8]>;
@@ -82,22 +123,13 @@ impl Site {
                     .is_ok_and(|t| t.as_secs() < 253_402_300_800)
             })
             .map(HttpDate::from);
-        let mut hasher = DefaultHasher::new();
-        body.hash(&mut hasher);
-        let etag = format!("\"{:x}-{:016x}\"", body.len(), hasher.finish());
-        let mut headers = format!(
-            "Content-Type: {}\r\nETag: {etag}\r\nAccept-Ranges: bytes\r\n",
-            content_type(&url)
-        );
-        if let Some(modified) = modified {
-            headers.push_str(&format!("Last-Modified: {modified}\r\n"));
-        }
         let index = self.all.len();
         self.all.push(Page {
             body,
-            etag,
             modified,
-            headers,
+            kind: content_type(&url),
+            etag: OnceLock::new(),
+            headers: OnceLock::new(),
         });
         for (at, _) in url.iter().enumerate().filter(|(_, b)| **b == b'/').skip(1) {
             if let Some(folder) = url.get(..at) {
@@ -110,6 +142,71 @@ impl Site {
             self.pages.insert(folder.to_vec(), Some(index));
         }
         self.pages.insert(url, Some(index));
+    }
+
+    /// Says what stays where it is from image to image: files that lie there are the next image's,
+    /// too.
+    pub fn keep(&mut self, kept: Vec<&'static [u8]>) {
+        self.kept = kept;
+    }
+
+    fn place(&self, slice: &[u8]) -> Option<(usize, usize)> {
+        let mut kept = self.kept.iter().enumerate();
+        kept.find_map(|(index, kept)| Some((index, offset_in(kept, slice)?)))
+    }
+
+    /// Tags made so far that are good for the next image.
+    #[must_use]
+    pub fn tags(&self) -> Vec<Tag> {
+        let tag = |page: &Page| {
+            let (index, at) = self.place(page.body)?;
+            Some(Tag(index, at, page.body.len(), page.etag.get()?.clone()))
+        };
+        self.all.iter().filter_map(tag).collect()
+    }
+
+    /// Takes over tags of the image before.
+    pub fn tag(&self, tags: Vec<Tag>) {
+        let places = tags
+            .into_iter()
+            .map(|Tag(i, at, len, tag)| ((i, at, len), tag));
+        let mut tags: HashMap<_, _> = places.collect();
+        for page in &self.all {
+            let place = self.place(page.body);
+            if let Some(tag) = place.and_then(|(i, at)| tags.remove(&(i, at, page.body.len()))) {
+                let _ = page.etag.set(tag);
+            }
+        }
+    }
+
+    /// A name for what `slice` is a part of, and where there it lies, by which an image that has the
+    /// same finds it: the place in what stays, or the path and the tag of a file.
+    #[must_use]
+    pub fn name_of(&self, slice: &[u8]) -> Option<(String, usize)> {
+        if let Some((index, at)) = self.place(slice) {
+            return Some((format!("{KEPT}{index}"), at));
+        }
+        let mut pages = self.pages.iter();
+        pages.find_map(|(url, index)| {
+            let page = self.all.get((*index)?)?;
+            let at = offset_in(page.body, slice)?;
+            let url = String::from_utf8_lossy(url);
+            Some((format!("{url} {}", page.etag()), at))
+        })
+    }
+
+    /// What has that name. A file of another path will do, if it has the tag.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&'static [u8]> {
+        if let Some(index) = name.strip_prefix(KEPT) {
+            return self.kept.get(index.parse::<usize>().ok()?).copied();
+        }
+        let (_, etag) = name.rsplit_once(' ')?;
+        // It begins with the length: only those are read that have it.
+        let len = etag.strip_prefix('"')?.split_once('-')?.0;
+        let len = usize::from_str_radix(len, 16).ok()?;
+        let mut pages = self.all.iter().filter(|page| page.body.len() == len);
+        pages.find(|page| page.etag() == etag).map(|page| page.body)
     }
 
     /// What a path stands for; it is decoded and has no query.

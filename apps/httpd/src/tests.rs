@@ -5,6 +5,8 @@ use crate::request::{self, Body, Error};
 use crate::site::{Found, Site};
 use crate::{Gauge, Http, Limits, metrics};
 use proptest::prelude::*;
+use segue::handover::{Incoming, Outgoing, Socket};
+use segue::preserved::play;
 use segue_serve::{Config, Server};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -564,4 +566,101 @@ fn a_length_is_digits() {
     assert_eq!(head.body, Body::Length(7));
     let coded = request::parse(b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
     assert_eq!(coded.unwrap_err(), Error::Bad);
+}
+
+/// What an image hands over, as the next one gets it.
+fn hand_over(server: &Server<Http>, listener: &TcpListener) -> Option<Incoming> {
+    let mut out = Outgoing::default();
+    out.put("clients", &(Socket::new(listener), server.pause()))
+        .unwrap();
+    out.put("known", &server.service().known()).unwrap();
+    play::values(&out);
+    segue::handover()
+}
+
+/// A switch in the middle of long files: the next server goes on at their offsets, and counts on.
+#[test]
+fn responses_go_on_in_the_next_image() {
+    const HUGE: usize = 40 << 20;
+    let huge: &'static [u8] = vec![9; HUGE].leak();
+    let ramdisk: &'static [u8] = vec![8; HUGE].leak();
+    let site = |huge| {
+        let mut site = site();
+        site.add(b"/huge".to_vec(), huge, None);
+        site.add(b"/disk".to_vec(), &ramdisk[5..], None);
+        site.keep(vec![ramdisk]);
+        site
+    };
+    let server = |site| {
+        let http = Http::new(site, Limits::default(), vec![]);
+        Server::new(http, Config::default()).unwrap()
+    };
+    let first = server(site(huge));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut start = [0; 100_000];
+    thread::scope(|scope| {
+        let running = scope.spawn(|| first.run(&listener));
+        let stop = Stop(&first);
+        let mut clients = ["/huge", "/disk"].map(|path| {
+            let mut client = TcpStream::connect(address).unwrap();
+            let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /empty HTTP/1.0\r\n\r\n");
+            client.write_all(get.as_bytes()).unwrap();
+            client.read_exact(&mut start).unwrap();
+            client
+        });
+
+        // An image with other content there can't go on.
+        let other = server(site(&huge[1..]));
+        let error = other.take(&mut hand_over(&first, &listener), "clients");
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("/huge \""), "{error}");
+
+        let next = server(site(huge.to_vec().leak()));
+        let mut before = hand_over(&first, &listener);
+        let listener = next.take(&mut before, "clients").unwrap().unwrap();
+        let known = before.unwrap().take("known").unwrap();
+        next.service().go_on(known);
+        drop(stop);
+        running.join().unwrap().unwrap();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| next.run(&listener));
+            let stop = Stop(&next);
+            for (client, byte) in clients.iter_mut().zip([9, 8]) {
+                let mut rest = Vec::new();
+                client.read_to_end(&mut rest).unwrap();
+                let body = rest.iter().take_while(|b| **b == byte).count();
+                assert!(rest[body..].starts_with(b"HTTP/1.1 200 OK\r\n"));
+                assert!((HUGE - start.len() - 5..HUGE).contains(&body));
+            }
+            let count: u64 = next.service().requests().by_status().map(|s| s.1).sum();
+            assert_eq!(count, 4);
+            drop(stop);
+            running.join().unwrap().unwrap();
+        });
+    });
+}
+
+#[test]
+fn tags_of_what_stays_are_made_once() {
+    let ramdisk: &'static [u8] = b"some bytes that stay";
+    let site = || {
+        let mut site = Site::default();
+        site.add(b"/stays".to_vec(), &ramdisk[5..10], None);
+        site.add(b"/goes".to_vec(), b"others", None);
+        site.keep(vec![b"another", ramdisk]);
+        site
+    };
+    let tags = |site: &Site| site.tags().len();
+    let (first, next) = (site(), site());
+    assert_eq!(tags(&first), 0);
+    for path in [&b"/stays"[..], b"/goes"] {
+        let Found::Page(page) = first.find(path) else {
+            unreachable!()
+        };
+        assert!(page.headers().contains(page.etag()));
+    }
+    next.tag(first.tags());
+    assert_eq!((tags(&first), tags(&next)), (1, 1));
+    assert_eq!(first.tags(), next.tags());
 }

@@ -5,10 +5,11 @@ use crate::glob;
 use crate::resp::{Arguments, Reply, integer};
 use crate::service::Limits;
 use crate::store::{Store, Value};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 /// What a client has said of itself.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Client {
     /// Its number, from 1.
     pub id: u64,

@@ -14,7 +14,7 @@ pub mod resp;
 pub mod service;
 pub mod store;
 
-pub use service::{Kv, Limits};
+pub use service::{Counted, Kv, Limits};
 
 #[cfg(test)]
 mod tests;

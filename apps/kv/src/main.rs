@@ -1,17 +1,18 @@
 //! A key-value store in memory that speaks Redis's protocol.
 //!
-//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N] [--replace-at KEYS [--until GENERATION]]
-//! [--upgrade ADDRESS:PORT [--operator-key KEY]]`
+//! `kv [--listen ADDRESS:PORT] [--memory MIB] [--threads N] [--replace-at KEYS | --replace-every MS]
+//! [--until GENERATION]`
 //!
-//! The keys stay when the image is replaced, in the memory they have then: `--memory` is for the
-//! first. With `--replace-at` it replaces itself by the first bundle that it came with, when it has
-//! so many keys; up to generation 2, if nothing else is said. With `--upgrade` it has the upgrade
-//! service there, for the operators in `/etc/segue/operators.pub`, or the one with this public key.
+//! Keys and clients stay when the image is replaced, the keys in the memory they have then:
+//! `--memory` is for the first. With `--replace-at` it replaces itself when it has so many keys, up
+//! to generation 2, if nothing else is said; with `--replace-every` again and again.
+//! `--upgrade ADDRESS:PORT` has the upgrade service there, for the operators in
+//! `/etc/segue/operators.pub`, or the one whose public key is `--operator-key KEY`.
 use kv::store::{Table, TableError};
-use kv::{Kv, Limits};
+use kv::{Counted, Kv, Limits};
 use segue::preserved::CreateError;
-use segue_serve::{Config, Server};
-use std::net::{IpAddr, SocketAddr};
+use segue_serve::Server;
+use segue_serve::app::{self, Options};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -21,68 +22,12 @@ segue::trial!();
 /// How often it is looked whether there are as many keys as are replaced at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-struct Arguments {
-    listen: SocketAddr,
-    memory: Option<usize>,
-    config: Config,
-    replace_at: Option<usize>,
-    until: u64,
-    upgrade: Option<SocketAddr>,
-    operator: Option<String>,
-}
+/// What is handed over: the clients, and what was counted. The table is a region.
+const CLIENTS: &str = "clients";
+const COUNTED: &str = "counted";
 
-fn arguments() -> Result<Arguments, String> {
-    let mut arguments = Arguments {
-        listen: platform::LISTEN,
-        memory: None,
-        config: Config::default(),
-        replace_at: None,
-        until: 2,
-        upgrade: None,
-        operator: None,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let value = words
-            .next()
-            .ok_or_else(|| format!("{word} needs a value"))?;
-        let bad = |what| format!("{word}: '{value}' is no {what}");
-        match &word[..] {
-            "--listen" => arguments.listen = value.parse().map_err(|_| bad("ADDRESS:PORT"))?,
-            "--memory" => {
-                let mib: usize = value.parse().map_err(|_| bad("number of MiB"))?;
-                let bytes = mib.checked_mul(1 << 20);
-                arguments.memory = Some(bytes.ok_or_else(|| bad("number of MiB"))?);
-            }
-            "--replace-at" => {
-                arguments.replace_at = Some(value.parse().map_err(|_| bad("number of keys"))?);
-            }
-            "--until" => arguments.until = value.parse().map_err(|_| bad("number"))?,
-            "--upgrade" => {
-                arguments.upgrade = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?)
-            }
-            "--operator-key" => arguments.operator = Some(value),
-            "--threads" => arguments.config.threads = value.parse().map_err(|_| bad("number"))?,
-            _ => {
-                return Err(format!(
-                    "unknown option {word}; there are --listen ADDRESS:PORT, --memory MIB, \
-                     --threads N, --replace-at KEYS, --until GENERATION, --upgrade ADDRESS:PORT, \
-                     --operator-key KEY"
-                ));
-            }
-        }
-    }
-    Ok(arguments)
-}
-
-/// The table of the image before, or an empty one. What was handed over and is no table we can use
-/// is an error: on trial, where it lets the image before go on with its keys.
-fn table(memory: Option<usize>) -> Result<Table, TableError> {
-    let taken = Table::take()?;
-    platform::commit();
-    if let Some(table) = taken {
-        return Ok(table);
-    }
+/// An empty table.
+fn new_table(memory: Option<usize>) -> Result<Table, TableError> {
     if let Some(memory) = memory {
         return Table::new(memory);
     }
@@ -98,79 +43,101 @@ fn table(memory: Option<usize>) -> Result<Table, TableError> {
     }
 }
 
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 fn serve() -> Result<(), String> {
-    let Arguments {
-        listen,
-        memory,
-        config,
-        replace_at,
-        until,
-        upgrade,
-        operator,
-    } = arguments()?;
+    let (mut memory, mut replace_at) = (None, None);
+    let usage = "--memory MIB, --replace-at KEYS, ";
+    let mut options = Options::read(platform::LISTEN, usage, |option, value| {
+        match option {
+            "--memory" => {
+                let mib: usize = app::value(option, value, "number of MiB")?;
+                let bytes = mib.checked_mul(1 << 20);
+                memory = Some(bytes.ok_or_else(|| format!("{option}: {mib} MiB are too many"))?);
+            }
+            "--replace-at" => replace_at = Some(app::value(option, value, "number of keys")?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+
+    // On trial: what was handed over and can't be used is an error, and the image before goes on
+    // with its keys and clients.
     let mut before = segue::handover();
-    let mut table = table(memory).map_err(|error| error.to_string())?;
+    let mut table = match Table::take().map_err(said)? {
+        Some(table) => table,
+        None => {
+            app::commit();
+            new_table(memory).map_err(said)?
+        }
+    };
     let (memory, keys) = {
         let store = table.open();
         (store.memory(), store.len())
     };
-    let service = Kv::new(table, Limits::new(memory), platform::now).on_platform(platform::info);
-    let server = Server::new(service, config).map_err(|error| error.to_string())?;
+    let mut kv = Kv::new(table, Limits::new(memory), platform::now).on_platform(platform::info);
+    if let Some(before) = &mut before {
+        let counted = before.take_if_any(COUNTED).map_err(said)?;
+        kv.go_on(counted.unwrap_or_default());
+    }
+    let server = Server::new(kv, options.config).map_err(said)?;
     Kv::observe(&server);
+    let listener = server.take(&mut before, CLIENTS).map_err(said)?;
+    app::commit();
+    options.have_upgrades(before.as_mut())?;
+    drop(before);
+
+    let listener = app::listener(listener, options.listen)?;
+    server.hand_over(CLIENTS, &listener);
+    let counts = server.clone();
+    segue::on_replace(move |next| {
+        let counted: Counted = counts.service().counted();
+        Ok(next.put(COUNTED, &counted)?)
+    });
     println!(
-        "kv: listen={listen} memory_mib={} threads={} keys={keys}",
+        "kv: listen={} memory_mib={} threads={} keys={keys}",
+        options.listen,
         memory >> 20,
-        config.threads
+        options.config.threads
     );
     let sweeper = server.clone();
-    thread::Builder::new()
-        .name("sweep".into())
-        .spawn(move || {
-            loop {
-                thread::sleep(sweeper.service().sweep());
-            }
-        })
-        .map_err(|error| error.to_string())?;
-    platform::end_with_the_domain(&server)?;
-    if let Some(address) = upgrade {
-        platform::upgrade(address, operator.as_deref(), before.as_mut())?;
+    app::in_thread("sweep", move || {
+        loop {
+            thread::sleep(sweeper.service().sweep());
+        }
+    })?;
+    app::drain_at_the_end(&server)?;
+    options.start_replacing("kv")?;
+    if let Some(keys) = replace_at {
+        options.until = options.until.or(Some(2));
+        replace_at_keys(keys, &options, &server)?;
     }
-    drop(before);
-    if let Some(keys) = replace_at.filter(|_| platform::generation() < until) {
-        let server = server.clone();
-        thread::Builder::new()
-            .name("replace".into())
-            .spawn(move || {
-                while server.service().len() < keys {
-                    thread::sleep(LOOK_EVERY);
-                }
-                platform::replace();
-            })
-            .map_err(|error| error.to_string())?;
+    server.run(&listener).map_err(said)
+}
+
+fn replace_at_keys(keys: usize, options: &Options, server: &Server<Kv>) -> Result<(), String> {
+    if !options.replaces() {
+        return Ok(());
     }
-    server
-        .listen(listen)
-        .map_err(|error| format!("{listen}: {error}"))
+    let server = server.clone();
+    app::in_thread("replace", move || {
+        while server.service().len() < keys {
+            thread::sleep(LOOK_EVERY);
+        }
+        app::replace("kv", 0);
+    })
 }
 
 fn main() -> ExitCode {
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kv: {error}");
-            platform::refuse(&error);
-            ExitCode::FAILURE
-        }
-    }
+    app::exit("kv", serve())
 }
 
 /// In an image: half of what is free is for keys and values.
 #[cfg(target_os = "hermit")]
 mod platform {
-    use super::{IpAddr, Kv, Server, SocketAddr};
-    use segue::handover::Incoming;
-    use segue::upgrade::Config;
-    use std::net::Ipv6Addr;
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6379);
 
@@ -182,44 +149,6 @@ mod platform {
         segue::system_time() / 1_000_000
     }
 
-    pub fn commit() {
-        segue::commit();
-    }
-
-    pub fn generation() -> u64 {
-        segue::generation()
-    }
-
-    /// On trial: the image before goes on.
-    pub fn refuse(why: &str) {
-        if segue::on_trial() {
-            segue::refuse(why);
-        }
-    }
-
-    pub fn replace() {
-        let Some(bundle) = segue::bundles().next() else {
-            return println!("kv: it came with no bundle");
-        };
-        let error = segue::replace_image(bundle).unwrap_err();
-        println!("kv: stays: {error}");
-    }
-
-    /// Has the upgrade service.
-    pub fn upgrade(
-        address: SocketAddr,
-        operator: Option<&str>,
-        before: Option<&mut Incoming>,
-    ) -> Result<(), String> {
-        let config = Config::new(address);
-        let config = match operator {
-            Some(key) => config.operators(key),
-            None => config.image_operators(),
-        };
-        let config = config.map_err(|error| error.to_string())?;
-        segue::upgrade::listen(config, before).map_err(|error| error.to_string())
-    }
-
     /// A section of `INFO`.
     pub fn info() -> String {
         format!(
@@ -229,19 +158,12 @@ mod platform {
             segue::vcpus()
         )
     }
-
-    /// Asked to end, it answers what was asked before.
-    pub fn end_with_the_domain(server: &Server<Kv>) -> Result<(), String> {
-        let server = server.clone();
-        segue::shutdown::on_request(move |_| server.drain()).map_err(|error| error.to_string())
-    }
 }
 
 /// On a host, for trying out.
 #[cfg(not(target_os = "hermit"))]
 mod platform {
-    use super::{IpAddr, Kv, Server, SocketAddr};
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::sync::LazyLock;
     use std::time::Instant;
 
@@ -256,31 +178,7 @@ mod platform {
         u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    pub fn commit() {}
-
-    pub fn generation() -> u64 {
-        1
-    }
-
-    pub fn refuse(_: &str) {}
-
-    pub fn replace() {
-        println!("kv: only in a domain");
-    }
-
-    pub fn upgrade(
-        _: SocketAddr,
-        _: Option<&str>,
-        _: Option<&mut segue::handover::Incoming>,
-    ) -> Result<(), String> {
-        Err("--upgrade: only in a domain".into())
-    }
-
     pub fn info() -> String {
         String::new()
-    }
-
-    pub fn end_with_the_domain(_: &Server<Kv>) -> Result<(), String> {
-        Ok(())
     }
 }

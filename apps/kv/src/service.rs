@@ -4,6 +4,7 @@ use crate::command::{Client, Context, execute};
 use crate::resp::{Parsed, Parser, Reply};
 use crate::store::{Store, Table};
 use segue_serve::{Next, Observer, Output, Server, Service, Stats, Step};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -51,6 +52,8 @@ pub struct Kv {
     table: Mutex<Table>,
     limits: Limits,
     started: Instant,
+    /// How long the images before have run.
+    before: Duration,
     now: fn() -> u64,
     clients: AtomicU64,
     commands: AtomicU64,
@@ -59,10 +62,21 @@ pub struct Kv {
 }
 
 /// What is known of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Session {
+    /// The next image has the bytes of an incomplete request, and reads them anew.
+    #[serde(skip)]
     parser: Parser,
     client: Client,
+}
+
+/// What was counted, for the next image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counted {
+    clients: u64,
+    commands: u64,
+    up_ms: u64,
 }
 
 impl Kv {
@@ -74,6 +88,7 @@ impl Kv {
             table: Mutex::new(table),
             limits,
             started: Instant::now(),
+            before: Duration::ZERO,
             now,
             clients: AtomicU64::new(0),
             commands: AtomicU64::new(0),
@@ -86,6 +101,31 @@ impl Kv {
     #[must_use]
     pub fn on_platform(self, platform: fn() -> String) -> Self {
         Self { platform, ..self }
+    }
+
+    /// What the next image counts on from.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted {
+            clients: self.clients.load(Ordering::Relaxed),
+            commands: self.commands.load(Ordering::Relaxed),
+            up_ms: u64::try_from(self.up().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Counts on from where the image before was.
+    pub fn go_on(&mut self, counted: Counted) {
+        let Counted {
+            clients,
+            commands,
+            up_ms,
+        } = counted;
+        (self.clients, self.commands) = (clients.into(), commands.into());
+        self.before = Duration::from_millis(up_ms);
+    }
+
+    fn up(&self) -> Duration {
+        self.before.saturating_add(self.started.elapsed())
     }
 
     /// Lets `INFO` tell of a server's connections, which has to be the one that runs this.
@@ -139,7 +179,7 @@ impl Kv {
             ..
         } = stats.unwrap_or_default();
         let mut text = String::new();
-        let up = self.started.elapsed().as_secs();
+        let up = self.up().as_secs();
         let commands = self.commands.load(Ordering::Relaxed);
         let _ = write!(
             text,

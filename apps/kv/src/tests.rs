@@ -3,9 +3,10 @@
 use crate::glob::matches;
 use crate::resp::{Parsed, Parser, integer};
 use crate::store::{Table, Value};
-use crate::{Kv, Limits};
+use crate::{Counted, Kv, Limits};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use segue::handover::{Outgoing, Socket};
 use segue::preserved::play;
 use segue_serve::{Config, Server};
 use std::collections::{BTreeMap, BTreeSet};
@@ -724,4 +725,58 @@ fn a_table_of_another_kind_is_refused() {
     play::commit();
     play::region(Region::<[u8]>::create("kv", 1, 10_000).unwrap());
     assert!(Table::take().is_err());
+}
+
+/// A switch in the middle of a request: name, number, counts and the rest of it go on.
+#[test]
+fn clients_go_on_in_the_next_image() {
+    let server = |table, counted| {
+        let mut kv = Kv::new(table, Limits::new(MEMORY), now);
+        kv.go_on(counted);
+        let server = Server::new(kv, Config::default()).unwrap();
+        Kv::observe(&server);
+        server
+    };
+    let first = server(Table::new(MEMORY).unwrap(), Counted::default());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| first.run(&listener));
+        let stop = Stop(&first);
+        let mut client = Client::new(address);
+        assert_eq!(client.ask("CLIENT SETNAME me"), "+OK");
+        let mut other = Client::new(address);
+        assert_eq!(other.ask("CLIENT ID"), ":2");
+        let request = encode(&[b"CLIENT", b"GETNAME"]);
+        client.send(&request[..20]);
+        thread::sleep(Duration::from_millis(50));
+
+        let mut out = Outgoing::default();
+        let clients = (Socket::new(&listener), first.pause());
+        out.put("clients", &clients).unwrap();
+        out.put("counted", &first.service().counted()).unwrap();
+        play::values(&out);
+        let mut before = segue::handover();
+        let counted = before.as_mut().unwrap().take("counted").unwrap();
+        // The keys are another test's affair: this one's are of a thread of their own.
+        let table = scope.spawn(|| Table::new(MEMORY).unwrap()).join().unwrap();
+        let next = server(table, counted);
+        let listener = next.take(&mut before, "clients").unwrap().unwrap();
+        drop((before, stop));
+        running.join().unwrap().unwrap();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| next.run(&listener));
+            let stop = Stop(&next);
+            client.send(&request[20..]);
+            assert_eq!(client.reply(), "\"me\"");
+            assert_eq!(client.ask("CLIENT ID"), ":1");
+            assert_eq!(Client::new(address).ask("CLIENT ID"), ":3");
+            let info = client.ask("INFO");
+            for wanted in ["total_connections_received:3", "total_commands_processed:5"] {
+                assert!(info.contains(wanted), "{info}");
+            }
+            drop(stop);
+            running.join().unwrap().unwrap();
+        });
+    });
 }

@@ -3,11 +3,14 @@
 //! The server answers each line with itself; a line that begins with `GET ` with HTTP, so that curl
 //! can ask which generation it is.
 
+use segue::handover::Socket;
 use segue::kernel::xen::grant;
 use segue::kernel::xen::xenstore::{self, Transaction};
-use std::io::{BufRead, BufReader, Write};
+use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A node of the domain's own.
 const NODE: &str = "data/stdtest";
 
+/// Who asked which generation this is.
+static ASKED: AtomicU64 = AtomicU64::new(0);
 /// Lines that were answered.
 static ANSWERED: AtomicU64 = AtomicU64::new(0);
 /// Requests that xenstore answered.
@@ -39,9 +44,10 @@ pub fn switch(every: Duration, until: u64, unasked: bool) {
     }
     let up = start.elapsed().as_millis();
     audit("devices", generation);
+    nodes();
     serve();
     keep_xenstore_busy();
-    let asked = wait(|| unasked || ANSWERED.load(Ordering::Relaxed) > 0)
+    let asked = wait(|| unasked || ASKED.load(Ordering::Relaxed) > 0)
         && wait(|| READS.load(Ordering::Relaxed) + BAD_READS.load(Ordering::Relaxed) > 0);
     thread::sleep(every);
     let (reads, bad) = (
@@ -146,6 +152,27 @@ fn connected() -> bool {
     granted.blocks == all.len() && granted.orphans == 0 && all.iter().all(up)
 }
 
+/// Says what the first device's nodes say of its rings and ports.
+fn nodes() {
+    let Ok(client) = xenstore::client() else {
+        return;
+    };
+    let read = |name: &&str| {
+        let node = client.read_text(Transaction::NONE, &format!("device/vif/0/{name}"));
+        node.unwrap_or_else(|_| "-".into())
+    };
+    let names = [
+        "state",
+        "tx-ring-ref",
+        "rx-ring-ref",
+        "event-channel",
+        "event-channel-tx",
+        "event-channel-rx",
+    ];
+    let values: Vec<String> = names.iter().map(read).collect();
+    println!("stdtest: vif=0 nodes={}", values.join(","));
+}
+
 fn audit(name: &str, generation: u64) {
     if let Some(audit) = segue::audit() {
         println!("stdtest: audit={name} generation={generation} {audit}");
@@ -164,37 +191,142 @@ fn wait(ready: impl Fn() -> bool) -> bool {
     true
 }
 
+/// A connection.
+struct Conn {
+    stream: TcpStream,
+    /// What has come of a line, and whether it is not answered any more.
+    state: Mutex<(Vec<u8>, bool)>,
+}
+
+/// As it goes over a switch.
+#[derive(Serialize, Deserialize)]
+struct Handed<S> {
+    stream: S,
+    pending: Vec<u8>,
+    closing: bool,
+}
+
+static LISTENER: OnceLock<TcpListener> = OnceLock::new();
+static CONNS: Mutex<Vec<Arc<Conn>>> = Mutex::new(Vec::new());
+/// Who works at a connection has it to read; the switch to write, from the handover on.
+static SERVING: Mutex<(usize, bool)> = Mutex::new((0, false));
+static SERVED: Condvar = Condvar::new();
+
+/// Hands over the server: connections live on.
+fn hand_over() {
+    segue::on_replace(|next| {
+        let mut serving = SERVING.lock().unwrap();
+        serving.1 = true;
+        drop(SERVED.wait_while(serving, |s| s.0 > 0).unwrap());
+        let conns = CONNS.lock().unwrap();
+        let states: Vec<_> = conns.iter().map(|c| c.state.lock().unwrap()).collect();
+        let handed: Vec<_> = conns
+            .iter()
+            .zip(&states)
+            .map(|(c, state)| Handed {
+                stream: Socket::new(&c.stream),
+                pending: state.0.clone(),
+                closing: state.1,
+            })
+            .collect();
+        next.put("connections", &handed)?;
+        if let Some(listener) = LISTENER.get() {
+            next.put_socket("listener", listener)?;
+        }
+        Ok(())
+    });
+    segue::on_resume(|| {
+        SERVING.lock().unwrap().1 = false;
+        SERVED.notify_all();
+    });
+}
+
 fn serve() {
-    let listener = match TcpListener::bind(("0.0.0.0", PORT)) {
+    let mut came = Vec::new();
+    let mut listener = None;
+    if let Some(mut before) = segue::handover() {
+        match before.take::<Socket<TcpListener>>("listener") {
+            Ok(socket) => listener = Some(socket.into_inner()),
+            Err(e) => println!("stdtest: devices outcome=bad why=\"{e}\""),
+        }
+        match before.take::<Vec<Handed<Socket<TcpStream>>>>("connections") {
+            Ok(handed) => came = handed,
+            Err(e) => println!("stdtest: devices outcome=bad why=\"{e}\""),
+        }
+    }
+    let listener = match listener.map_or_else(|| TcpListener::bind(("0.0.0.0", PORT)), Ok) {
         Ok(listener) => listener,
         Err(e) => return println!("stdtest: devices outcome=bad why=\"{e}\""),
     };
-    thread::spawn(move || {
+    println!("stdtest: devices connections={}", came.len());
+    hand_over();
+    for handed in came {
+        start(handed.stream.into_inner(), (handed.pending, handed.closing));
+    }
+    let listener = LISTENER.get_or_init(|| listener);
+    thread::spawn(|| {
         for stream in listener.incoming().flatten() {
-            thread::spawn(|| drop(answer(stream)));
+            start(stream, (Vec::new(), false));
         }
     });
 }
 
-fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    while lines.read_line(&mut line)? != 0 {
-        if line.starts_with("GET ") {
+fn start(stream: TcpStream, state: (Vec<u8>, bool)) {
+    let conn = Arc::new(Conn {
+        stream,
+        state: Mutex::new(state),
+    });
+    CONNS.lock().unwrap().push(Arc::clone(&conn));
+    thread::spawn(move || {
+        let _ = answer_all(&conn);
+        CONNS.lock().unwrap().retain(|c| !Arc::ptr_eq(c, &conn));
+    });
+}
+
+fn answer_all(conn: &Conn) -> std::io::Result<()> {
+    loop {
+        // Waits outside, so that the switch need not.
+        let there = conn.stream.peek(&mut [0])?;
+        let serving = SERVING.lock().unwrap();
+        let mut serving = SERVED.wait_while(serving, |s| s.1).unwrap();
+        serving.0 += 1;
+        drop(serving);
+        let done = answer(conn);
+        SERVING.lock().unwrap().0 -= 1;
+        SERVED.notify_all();
+        done?;
+        if there == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Answers what is there.
+fn answer(conn: &Conn) -> std::io::Result<()> {
+    let mut state = conn.state.lock().unwrap();
+    let (pending, closing) = &mut *state;
+    let mut bytes = [0; 4096];
+    let count = (&conn.stream).read(&mut bytes)?;
+    pending.extend_from_slice(&bytes[..count]);
+    while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+        let line: Vec<u8> = pending.drain(..=end).collect();
+        if *closing {
+            // Curl hangs up when it has it all.
+            continue;
+        }
+        if line.starts_with(b"GET ") {
             let body = format!("generation={}\n", segue::generation());
             let length = body.len();
             write!(
-                stream,
+                &conn.stream,
                 "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
             )?;
-            // Curl hangs up when it has it all.
-            while lines.read_line(&mut line)? != 0 {}
-            ANSWERED.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+            *closing = true;
+            ASKED.fetch_add(1, Ordering::Relaxed);
+        } else {
+            (&conn.stream).write_all(&line)?;
         }
-        stream.write_all(line.as_bytes())?;
         ANSWERED.fetch_add(1, Ordering::Relaxed);
-        line.clear();
     }
     Ok(())
 }

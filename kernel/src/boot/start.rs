@@ -305,7 +305,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     }
     if let Some(store) = store {
         // SAFETY: Xen says that the ring is there, and our tables map it; nobody has used it yet.
-        unsafe { xenstore::adopt(token, store, 1, None) };
+        unsafe { xenstore::adopt(token, store, 1, &xenstore::Before::Unknown) };
     }
     // SAFETY: the low page is kept for this, and mapped writable.
     unsafe { smp::start_others(token, low, &apic_ids) }.map_err(|e| StartError::Vcpu(e.vcpu))?;

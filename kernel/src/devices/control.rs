@@ -108,7 +108,7 @@ mod shared {
     use crate::xen::console::{Escaped, println};
     use crate::xen::hypercall::ShutdownReason;
     use crate::xen::wait::{self, WaitQueue};
-    use crate::xen::xenstore::{self, Client, Error, SharedRing, Transaction, WatchEvent};
+    use crate::xen::xenstore::{self, Before, Client, Error, SharedRing, Transaction, WatchEvent};
     use alloc::boxed::Box;
     use alloc::string::String;
     use alloc::vec::Vec;
@@ -278,11 +278,17 @@ mod shared {
 
     fn watch(watcher: &mut Option<Box<dyn Watcher>>) -> Result<Infallible, Error> {
         let client = xenstore::client()?;
-        // Those of an image before; a xenstored that has no such request has no such watches.
-        allowed(client.reset_watches())?;
-        for (path, value) in ANNOUNCED {
-            allowed(client.write(NO, path, value))?;
+        if let Some(Before::AtRest(open)) = xenstore::before() {
+            client.end_transactions(open)?;
+        } else {
+            // Those of an image before; a xenstored that has no such request has no such watches.
+            allowed(client.reset_watches())?;
+            for (path, value) in ANNOUNCED {
+                allowed(client.write(NO, path, value))?;
+            }
         }
+        // Where the watch is there already it fires all the same: what the image before was asked
+        // and has not done is this one's to do.
         client.watch(SHUTDOWN, "shutdown")?;
         client.watch(SYSRQ, "sysrq")?;
         loop {

@@ -11,6 +11,7 @@ pub mod uart;
 pub mod unplug;
 
 pub mod control;
+pub mod handed;
 pub mod netfront;
 pub mod xenbus;
 

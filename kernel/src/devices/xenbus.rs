@@ -1,8 +1,9 @@
 //! xenbus: devices of other domains, found and connected through xenstore (public/io/xenbus.h).
 //!
-//! What is to be done next follows from two state nodes alone ([`step`]), so it does not matter how
-//! a device came to be as it is: attached by the toolstack, left by a backend that restarted, or
-//! connected by the image before, which is then closed first.
+//! What is to be done next follows from two state nodes and from how far this image is ([`step`]), so
+//! it does not matter how a device came to be as it is: attached by the toolstack, left by a backend
+//! that restarted, or connected by the image before. If that one has handed it over it is connected
+//! already, and nothing is written ([`Xenbus::adopt`]); else it is closed first.
 
 /// `enum xenbus_state`
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,8 +120,10 @@ pub(super) use bus::GATE;
 mod bus {
     use super::{Link, State, Step, step};
     use crate::devices::control::Watcher;
+    use crate::devices::handed;
     use crate::devices::netfront::ring::TxFeatures;
     use crate::devices::netfront::{Netfront, Settings, Status};
+    use crate::memory::Extent;
     use crate::net;
     use crate::sync::Lock;
     use crate::xen::Committed;
@@ -207,8 +210,11 @@ mod bus {
 
     struct Device {
         vif: u32,
+        /// Where its backend's nodes are; empty of one that was adopted, until somebody has looked.
         backend: String,
         domid: DomId,
+        /// Its frames, once a switch takes it along.
+        block: Option<Extent>,
         /// Its rings are ours.
         status: Option<Arc<Status>>,
         /// Until the backend is connected too.
@@ -236,6 +242,9 @@ mod bus {
 
     impl<L: Listener + Send> Watcher for Xenbus<L> {
         fn begin(&mut self) -> Result<(), Error> {
+            for device in &self.devices {
+                println!("segue: vif={} adopted", device.vif);
+            }
             self.reap_later();
             self.client.watch("device", "device")
         }
@@ -285,6 +294,40 @@ mod bus {
             })
         }
 
+        /// Goes on with the devices that the image before has handed over, as if they had been
+        /// connected here: `listener` has them when this returns. Whether they are still there is
+        /// looked at afterwards, when the watch on all devices is set.
+        pub fn adopt(&mut self) {
+            for device in handed::offered() {
+                if device.kind != handed::NET || handed::take(self.token, device.block).is_none() {
+                    continue;
+                }
+                let status = Arc::new(Status::default());
+                match Netfront::adopt(self.token, &device, status.clone()) {
+                    Ok(nic) => {
+                        self.devices.push(Device {
+                            vif: nic.vif(),
+                            backend: String::new(),
+                            domid: nic.backend(),
+                            block: Some(nic.block()),
+                            status: Some(status),
+                            nic: None,
+                            announced: true,
+                            failed: false,
+                        });
+                        self.listener.attached(Box::new(nic));
+                    }
+                    Err(why) => {
+                        let at = device.block.start();
+                        println!("segue: device at={at:?} is connected anew reason=\"{why}\"");
+                        handed::forget(self.token, &device);
+                    }
+                }
+            }
+            // What came before there was a handler has told nobody.
+            net::notify();
+        }
+
         fn reap(&mut self) {
             self.reap_at = None;
             if grant::reap(self.token) != 0 {
@@ -308,9 +351,18 @@ mod bus {
                 .filter_map(|n| n.parse().ok())
                 .take(MAX_DEVICES)
                 .collect();
-            while let Some(at) = self.devices.iter().position(|d| !there.contains(&d.vif)) {
+            for at in (0..self.devices.len()).rev() {
+                if self.devices[at].backend.is_empty() && there.contains(&self.devices[at].vif) {
+                    self.locate(at)?;
+                }
+            }
+            let gone = |d: &Device| d.backend.is_empty() || !there.contains(&d.vif);
+            while let Some(at) = self.devices.iter().position(gone) {
                 let mut device = self.devices.swap_remove(at);
                 self.stop(&mut device);
+                if device.backend.is_empty() {
+                    continue;
+                }
                 let (path, token) = device.watch();
                 match self.client.unwatch(&path, &token) {
                     Ok(()) | Err(Error::Refused(_)) => {}
@@ -333,14 +385,39 @@ mod bus {
             Ok(())
         }
 
-        fn find(&self, vif: u32) -> Result<Device, Error> {
+        fn backend(&self, vif: u32) -> Result<(String, DomId), Error> {
             let path = |name| format!("{VIFS}/{vif}/{name}");
             let backend = self.client.read_text(NO, &path("backend"))?;
             let domid = self.client.read_number(NO, &path("backend-id"))?;
+            if backend.is_empty() {
+                return Err(Error::Value);
+            }
+            Ok((backend, DomId(domid.ok_or(Error::Value)?)))
+        }
+
+        /// Finds the backend of a device that was adopted, if it still has the same.
+        fn locate(&mut self, at: usize) -> Result<(), Error> {
+            let Some(device) = self.devices.get(at) else {
+                return Ok(());
+            };
+            match self.backend(device.vif) {
+                Ok((backend, domid)) if domid == device.domid => {
+                    self.devices[at].backend = backend;
+                    let (path, token) = self.devices[at].watch();
+                    self.client.watch(&path, &token)
+                }
+                Ok(_) | Err(Error::Refused(_) | Error::Value | Error::TooLong) => Ok(()),
+                Err(e) => Err(e),
+            }
+        }
+
+        fn find(&self, vif: u32) -> Result<Device, Error> {
+            let (backend, domid) = self.backend(vif)?;
             let device = Device {
                 vif,
                 backend,
-                domid: DomId(domid.ok_or(Error::Value)?),
+                domid,
+                block: None,
                 status: None,
                 nic: None,
                 announced: false,
@@ -385,6 +462,8 @@ mod bus {
                         if let Some(nic) = device.nic.take() {
                             device.announced = true;
                             println!("segue: vif={} connected", device.vif);
+                            nic.can_go_on();
+                            device.block = Some(nic.block());
                             self.listener.attached(nic);
                         }
                         break;
@@ -418,6 +497,10 @@ mod bus {
                 return;
             };
             self.reap_later();
+            // The network drops the device when it looks next; a switch may come before.
+            if let Some(block) = device.block.take() {
+                handed::remove(block);
+            }
             status.stopped.store(true, Ordering::Release);
             device.nic = None;
             if core::mem::take(&mut device.announced) {
@@ -678,6 +761,29 @@ mod tests {
             net.settle(order >> 7);
             prop_assert_eq!(net.link == Link::Up, online);
             prop_assert_eq!(net.removed, !online);
+        }
+
+        /// A device that was adopted stays as it is, and nothing is written, unless something has
+        /// happened to it meanwhile: then it is as if it had happened here.
+        #[test]
+        fn an_adopted_device_is_left_alone(online: bool, order: u64, happened in proptest::option::of((0usize..4, any::<bool>()))) {
+            let mut net = Net { front: State::Connected, back: State::Connected, online: true, link: Link::Up, removed: false };
+            prop_assert_eq!(step(net.front, net.back, net.online, net.link), Step::Ready);
+            if let Some((what, stays)) = happened {
+                net.online = stays && online;
+                match what {
+                    // Detached, or the backend restarts.
+                    0 => net.back = State::Closing,
+                    1 => net.back = State::Closed,
+                    2 => (net.back, net.online) = (State::InitWait, true),
+                    // Detached and attached again.
+                    _ => (net.front, net.back, net.online) = (State::Initialising, State::InitWait, true),
+                }
+                net.settle(order);
+            }
+            let up = happened.is_none() || net.online;
+            prop_assert_eq!(net.link == Link::Up, up, "{:?}", net);
+            prop_assert_eq!(net.removed, !up);
         }
 
         /// No pair of states makes us go round in circles by ourselves.

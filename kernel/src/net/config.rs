@@ -5,12 +5,13 @@
 use crate::boot::cmdline::CommandLine;
 use arrayvec::ArrayVec;
 use core::net::IpAddr;
+use serde::{Deserialize, Serialize};
 
 /// Most addresses, gateways or servers of each kind.
 pub const MAX: usize = 8;
 
 /// An address and how many of its first bits name the link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cidr {
     /// The address.
     pub addr: IpAddr,

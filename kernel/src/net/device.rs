@@ -3,21 +3,28 @@
 //! The first socket starts it: an image without sockets has none of it in its file.
 
 use super::config::Config;
+use super::stack::Stack;
+use super::tcp::arena::{Arena, Memory};
 use super::{attach, detach, start as start_stack, tcp};
 use crate::abi::random;
 use crate::boot;
 use crate::devices::control;
 use crate::devices::netfront::Netfront;
 use crate::devices::xenbus::{Listener, Xenbus};
-use crate::memory::vm;
+use crate::memory::addr::PAGE_SIZE;
+use crate::memory::{Extent, vm};
+use crate::replace::live::{self, Live};
 use crate::sync::Lock;
 use crate::task;
 use crate::task::wait::WaitQueue;
 use crate::xen::Committed;
 use crate::xen::console::println;
 use alloc::boxed::Box;
+use alloc::string::{String, ToString};
 use arrayvec::ArrayVec;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
+use hermit_sync::OnceCell;
 
 /// Most devices.
 const DEVICES: usize = 16;
@@ -61,15 +68,90 @@ impl Listener for Devices {
     }
 }
 
-/// What TCP may use in a domain of this size: an eighth of the memory that is free now.
-fn tcp_config() -> tcp::Config {
+/// The least and the most that the arena takes, in bytes.
+const LEAST: u64 = 1 << 20;
+const MOST: u64 = 24 << 20;
+/// Frames of a large page.
+const LARGE: u64 = 512;
+
+/// Where the network's state lies.
+static ARENA: OnceCell<Extent> = OnceCell::new();
+
+/// Frames for the arena in a domain of this size: an eighth of the memory that is free now, or what
+/// there is in a row.
+fn frames() -> Option<Extent> {
+    let share = vm::free_count().saturating_mul(PAGE_SIZE) / 8;
+    let mut frames = share.clamp(LEAST, MOST) / PAGE_SIZE;
+    while frames * PAGE_SIZE >= LEAST / 4 {
+        // On a boundary of large pages, if it can be had: fewer page tables for a trial.
+        let aligned = (frames >= LARGE).then(|| vm::alloc_frames(frames, LARGE));
+        let found = aligned.flatten().or_else(|| vm::alloc_frames(frames, 1));
+        if found.is_some() {
+            return found;
+        }
+        frames /= 2;
+    }
+    None
+}
+
+/// The memory of these frames.
+pub(super) fn memory(extent: Extent) -> Option<Memory> {
+    let len = usize::try_from(extent.bytes()).ok()?;
+    let base = NonNull::new(extent.addr().as_ptr::<u8>())?;
+    // SAFETY: they are the network's: of this image, or of the one before, which is at rest or gone;
+    // on trial they are mapped, and only looked at.
+    unsafe { Memory::over(base, len) }
+}
+
+/// What TCP may use of an arena.
+fn tcp_config(extent: Extent) -> tcp::Config {
     let defaults = tcp::Config::default();
-    let free = usize::try_from(vm::free_count()).unwrap_or(usize::MAX);
-    let share = free.saturating_mul(4096) / 8;
+    let len = usize::try_from(extent.bytes()).unwrap_or(usize::MAX);
     tcp::Config {
-        buffer_memory: defaults.buffer_memory.min(share.max(1 << 20)),
+        buffer_memory: defaults.buffer_memory.min(len),
         ..defaults
     }
+}
+
+/// A stack without connections.
+fn new_stack(config: Config, extent: Extent, secret: [u8; 32], now: u64) -> Option<Stack> {
+    let arena = Arena::new(memory(extent)?)?;
+    let tcp = tcp_config(extent);
+    Some(Stack::in_arena(config, tcp, arena, secret, now))
+}
+
+/// The stack that came with the switch.
+fn adopted(config: Config, extent: Extent, secret: [u8; 32], now: u64) -> Option<Stack> {
+    let memory = memory(extent)?;
+    match Stack::adopt(config, tcp_config(extent), memory, secret, now) {
+        Ok(stack) => Some(stack),
+        // Only if nobody has claimed anything on trial: else it would have ended there.
+        Err(why) => {
+            println!("segue: net adopted=no reason=\"{why}\"");
+            None
+        }
+    }
+}
+
+/// For the switch: brings the network to rest.
+fn freeze(deadline: u64) -> bool {
+    match super::freeze(deadline) {
+        Ok(0) => true,
+        Ok(dropped) => {
+            println!("segue: net frozen dropped={dropped}");
+            true
+        }
+        Err(why) => {
+            println!("segue: net frozen=no reason=\"{why}\"");
+            false
+        }
+    }
+}
+
+/// For the switch: the network goes on.
+fn thaw() {
+    // SAFETY: the switch calls it after `freeze` only, and only if that has succeeded.
+    unsafe { super::thaw() };
 }
 
 /// How long the first socket waits for a device, in ns.
@@ -97,7 +179,8 @@ pub fn start() {
     }
 }
 
-fn begin() {
+/// As [`start`], without waiting for a device.
+pub(super) fn begin() {
     static STARTED: AtomicBool = AtomicBool::new(false);
     let Some(token) = Committed::get() else {
         return;
@@ -105,23 +188,36 @@ fn begin() {
     if STARTED.swap(true, Ordering::AcqRel) {
         return;
     }
-    let mut secret = [0; 32];
-    if random::fill(&mut secret).is_err() {
-        println!("segue: net off reason=\"the processor gives no random numbers\"");
+    if let Err(why) = begin_with(token) {
+        println!("segue: net off reason=\"{why}\"");
         ready();
-        return;
     }
+}
+
+fn begin_with(token: Committed) -> Result<(), String> {
+    let mut secret = [0; 32];
+    let no_random = "the processor gives no random numbers";
+    random::fill(&mut secret).map_err(|_| no_random)?;
     let config = Config::read(&boot::machine().cmdline, |bad| {
         println!("segue: net ignored=\"{bad}\"");
     });
-    start_stack(config, tcp_config(), secret, |line| {
-        println!("segue: {line}")
+    let came = live::take(token);
+    let now = task::now();
+    let stack = came.and_then(|extent| adopted(config.clone(), extent, secret, now));
+    let extent = came.or_else(frames).ok_or("no memory for it")?;
+    let stack = match stack {
+        Some(stack) => stack,
+        None => new_stack(config, extent, secret, now).ok_or("no memory for it")?,
+    };
+    let _ = ARENA.set(extent);
+    live::register(Live {
+        extent: || ARENA.get().copied(),
+        freeze,
+        thaw,
     });
-    match Xenbus::new(token, Devices::default()) {
-        Ok(bus) => control::add(Box::new(bus)),
-        Err(e) => {
-            println!("segue: net off reason=\"{e}\"");
-            ready();
-        }
-    }
+    start_stack(|_| stack, |line| println!("segue: {line}"));
+    let mut bus = Xenbus::new(token, Devices::default()).map_err(|e| e.to_string())?;
+    bus.adopt();
+    control::add(Box::new(bus));
+    Ok(())
 }

@@ -1,15 +1,22 @@
 //! What goes over a switch of the network's: sockets by ticket.
 //!
-//! Connections, listeners and datagrams lie in the [arena](super::arena), all of it goes along. A
+//! Connections, listeners and datagrams lie in the [arena](super::tcp::arena), all of it goes along. A
 //! [`Ticket`] is what an app's socket is beside that: the old image [`offer`]s it by its descriptor,
 //! the new one [`claim`]s a descriptor by it. What nobody has claimed is closed when the new image
 //! says that it has [`finish`]ed.
 
 use super::ports::At;
-use super::tcp::{self, ConnId, ListenerId};
+use super::socket::{Kind as SocketKind, TcpSocket, UdpSocket};
+use super::stack::{Stack, Token};
+use super::tcp::{self, ConnId, Id, ListenerId};
 use super::udp::UdpId;
 use crate::abi::errno::Errno;
-use crate::abi::fd;
+use crate::abi::fd::{self, Object};
+use crate::sync::Lock;
+use alloc::collections::BTreeSet;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 
 /// What a socket is, for the next image: plain data.
@@ -92,8 +99,31 @@ pub fn offer(fd: i32) -> Result<Ticket, Errno> {
     object.socket().ok_or(Errno::ENOTSOCK)?.ticket()
 }
 
+/// Somebody's socket, if it is still there when the stack is.
+enum Pending {
+    Tcp(Weak<TcpSocket>, Tcp),
+    Udp(Weak<UdpSocket>),
+}
+
+/// What was claimed before there was a stack: on trial, when nothing may be changed.
+struct Claims {
+    /// What came, and has not been claimed, once it was looked at.
+    there: Option<BTreeSet<Token>>,
+    pending: Vec<Pending>,
+}
+
+static CLAIMS: Lock<Claims> = Lock::new(Claims {
+    there: None,
+    pending: Vec::new(),
+});
+/// A `fn()`, or 0.
+static FINISH: AtomicUsize = AtomicUsize::new(0);
+/// Nothing more is claimed.
+static FINISHED: AtomicBool = AtomicBool::new(false);
+
 /// The new image's side: a descriptor for what a ticket stands for. Also on trial: then it is
-/// connected at the commit. Each ticket is good once, until [`finish`].
+/// connected at the commit, and what came with the switch is looked at first; if it is not good for
+/// this image, the trial is given up. Each ticket is good once, until [`finish`].
 ///
 /// # Errors
 /// `ESTALE`: it did not come, or somebody has claimed it; `EMFILE`.
@@ -101,9 +131,111 @@ pub fn claim(ticket: &Ticket) -> Result<i32, Errno> {
     if ticket.version != VERSION {
         return Err(Errno::ESTALE);
     }
-    Err(Errno::ESTALE)
+    wants_finish();
+    #[cfg(target_os = "hermit")]
+    super::device::begin();
+    let common = &ticket.common;
+    let (token, object, pending): (_, Arc<dyn Object>, _) = match &ticket.what {
+        What::Stream { id, told, tcp } => {
+            let (id, told) = (*id, *told);
+            let socket = TcpSocket::revive(common, SocketKind::Connected { id, told }, tcp);
+            let pending = Pending::Tcp(Arc::downgrade(&socket), tcp.clone());
+            (Token::Tcp(Id::Conn(id)), socket, pending)
+        }
+        What::Listener { id, tcp } => {
+            let socket = TcpSocket::revive(common, SocketKind::Listening(*id), tcp);
+            let pending = Pending::Tcp(Arc::downgrade(&socket), tcp.clone());
+            (Token::Tcp(Id::Listener(*id)), socket, pending)
+        }
+        What::Udp { id } => {
+            let socket = UdpSocket::revive(common, *id);
+            let pending = Pending::Udp(Arc::downgrade(&socket));
+            (Token::Udp(*id), socket, pending)
+        }
+    };
+    let plugged = super::with(|stack, _| pending.plug_in(stack));
+    if !plugged.unwrap_or_else(|| wait(token, pending)) {
+        return Err(Errno::ESTALE);
+    }
+    let fd = fd::insert(object)?;
+    if common.nonblocking {
+        fd::set_nonblocking(fd, true)?;
+    }
+    Ok(fd)
+}
+
+/// There is no stack yet: what came is looked at where it lies. False if this did not come.
+fn wait(token: Token, pending: Pending) -> bool {
+    let mut claims = CLAIMS.lock();
+    let there = claims.there.get_or_insert_with(offered).remove(&token);
+    if there {
+        claims.pending.push(pending);
+    }
+    there
+}
+
+/// What came with the switch that this image is on trial for.
+#[cfg(target_os = "hermit")]
+fn offered() -> BTreeSet<Token> {
+    use crate::replace::{live, trial};
+    let Some(extent) = live::offered() else {
+        return BTreeSet::new();
+    };
+    if let Err(why) = crate::devices::netfront::check_offered() {
+        trial::give_up(format_args!("{why}"));
+    }
+    live::on_commit(|_| super::device::begin());
+    let looked = super::device::memory(extent).map(|memory| super::notes::look(&memory));
+    match looked {
+        Some(Ok(offer)) => offer.tokens,
+        Some(Err(why)) => trial::give_up(format_args!("{why}")),
+        None => BTreeSet::new(),
+    }
+}
+
+/// Nothing comes to a host.
+#[cfg(not(target_os = "hermit"))]
+fn offered() -> BTreeSet<Token> {
+    BTreeSet::new()
+}
+
+impl Pending {
+    /// False if it did not come, or nobody has the socket any more.
+    fn plug_in(&self, stack: &mut Stack) -> bool {
+        match self {
+            Self::Tcp(socket, tcp) => socket.upgrade().is_some_and(|s| s.plug_in(stack, tcp)),
+            Self::Udp(socket) => socket.upgrade().is_some_and(|s| s.plug_in(stack)),
+        }
+    }
+}
+
+/// A stack begins: who has claimed before gets what he claimed.
+pub(super) fn begin(stack: &mut Stack, now: u64) {
+    wants_finish();
+    let pending = core::mem::take(&mut CLAIMS.lock().pending);
+    for socket in pending {
+        socket.plug_in(stack);
+    }
+    if FINISHED.load(Ordering::Acquire) {
+        stack.close_unclaimed(now);
+    }
+}
+
+fn wants_finish() {
+    fn close() {
+        super::with(|stack, now| stack.close_unclaimed(now));
+    }
+    FINISH.store(close as fn() as usize, Ordering::Release);
 }
 
 /// Nothing more is claimed: what nobody has is closed, as if its app had closed it. Links nothing
-/// of the network into an image that claims nothing.
-pub fn finish() {}
+/// of the network into an image that has no sockets.
+pub fn finish() {
+    FINISHED.store(true, Ordering::Release);
+    let close = FINISH.load(Ordering::Acquire);
+    if close != 0 {
+        // SAFETY: only `wants_finish` stores other values than 0, and they are such functions.
+        let close: fn() = unsafe { core::mem::transmute(close) };
+        close();
+    }
+}

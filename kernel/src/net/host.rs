@@ -3,7 +3,7 @@
 
 use super::Error;
 use super::config::{Config, On};
-use super::interface::{Address, Interface, Origin, Router, group_mac};
+use super::interface::{self, Address, Interface, Origin, Router, group_mac};
 use super::ip::{self, Fragment, HeaderBuffer, Out, PIECES, Sum};
 use super::neighbor::Waiting;
 use super::nic::{Gso, Nic, SendError, TxMeta};
@@ -97,6 +97,19 @@ fn of_the_link(addr: IpAddr) -> bool {
     }
 }
 
+/// Gives an interface what the command line says.
+fn configure(i: &mut Interface, config: &Config, number: usize) {
+    let origin = Origin::Fixed;
+    for a in config.addresses.iter().filter(|a| a.interface == number) {
+        let cidr = a.value;
+        i.add_address(Address { cidr, origin });
+    }
+    for r in config.gateways.iter().filter(|r| r.interface == number) {
+        let addr = r.value;
+        i.add_router(Router { addr, origin });
+    }
+}
+
 impl Host {
     /// Without interfaces.
     #[must_use]
@@ -132,6 +145,19 @@ impl Host {
 
     /// Adds a device; gives the interface's number. `None` if its Ethernet address is none.
     pub fn attach(&mut self, nic: Box<dyn Nic + Send>) -> Option<usize> {
+        let (mac, now) = (nic.caps().mac, self.now);
+        let plug_seed = u64::from(self.random()) << 32 | u64::from(self.random());
+        let mut absent = self.interfaces.iter_mut().enumerate();
+        let absent = absent.find_map(|(n, i)| {
+            let i = i.as_mut()?;
+            (i.absent_until.is_some() && i.caps.mac == mac).then_some((n, i))
+        });
+        if let Some((number, i)) = absent {
+            // It came with a switch, and this is its device.
+            i.plug(nic, plug_seed, now);
+            self.rejoin(number);
+            return Some(number);
+        }
         let gap = self.interfaces.iter().position(Option::is_none);
         let number = gap.unwrap_or(self.interfaces.len());
         let fixed = |on: &On<super::config::Cidr>| on.interface == number;
@@ -143,33 +169,66 @@ impl Host {
         let dhcp = number == 0 && !static4;
         let seed = u64::from(self.random()) << 32 | u64::from(self.random());
         let mut new = Interface::new(nic, seed, dhcp, self.now)?;
-        for a in self.config.addresses.iter().filter(|a| fixed(a)) {
-            new.add_address(Address {
-                cidr: a.value,
-                origin: Origin::Fixed,
-            });
-        }
-        for r in self
-            .config
-            .gateways
-            .iter()
-            .filter(|r| r.interface == number)
-        {
-            new.add_router(Router {
-                addr: r.value,
-                origin: Origin::Fixed,
-            });
-        }
-        for (interface, group) in self.groups.keys() {
-            if *interface == number {
-                new.membership(*group, true);
-            }
-        }
+        configure(&mut new, &self.config, number);
         if gap.is_none() {
             self.interfaces.push(None);
         }
         *self.interfaces.get_mut(number)? = Some(new);
+        self.rejoin(number);
         Some(number)
+    }
+
+    /// Has an interface join the groups that sockets have joined on it.
+    fn rejoin(&mut self, number: usize) {
+        let Some(Some(i)) = self.interfaces.get_mut(number) else {
+            return;
+        };
+        let groups = self.groups.keys().filter(|(n, _)| *n == number);
+        groups.for_each(|(_, group)| {
+            i.membership(*group, true);
+        });
+    }
+
+    /// Takes an interface that another image has noted, at its number. What the command line says
+    /// is added where nothing of that kind came.
+    pub fn restore(&mut self, note: interface::Note) {
+        let number = note.number as usize;
+        let seed = u64::from(self.random()) << 32 | u64::from(self.random());
+        let mut i = Interface::restore(note, seed, self.now);
+        let mut config = self.config.clone();
+        let has = |v6: bool| {
+            let mut own = i.addresses().iter().map(|a| a.cidr.addr);
+            own.any(|a| a.is_ipv6() == v6 && !of_the_link(a))
+        };
+        let (v4, v6) = (has(false), has(true));
+        config
+            .addresses
+            .retain(|a| !if a.value.addr.is_ipv6() { v6 } else { v4 });
+        let routers: ArrayVec<bool, 8> = i.routers().iter().map(|r| r.addr.is_ipv6()).collect();
+        config
+            .gateways
+            .retain(|r| !routers.contains(&r.value.is_ipv6()));
+        configure(&mut i, &config, number);
+        while self.interfaces.len() <= number {
+            self.interfaces.push(None);
+        }
+        if let Some(place) = self.interfaces.get_mut(number) {
+            *place = Some(i);
+        }
+    }
+
+    /// Until when it is known that longer packets do not get to these.
+    pub fn paths(&self) -> impl Iterator<Item = (IpAddr, u16, u64)> + '_ {
+        let paths = self.paths.iter();
+        paths.map(|(dst, (mtu, until))| (*dst, *mtu, *until))
+    }
+
+    /// Takes what another image knew of a path.
+    pub fn restore_path(&mut self, dst: IpAddr, mtu: u16, until: u64) {
+        self.too_long_for(dst, mtu.into());
+        if let Some((_, its)) = self.paths.get_mut(&dst) {
+            *its = until.min(*its);
+        }
     }
 
     /// Takes a device away.
@@ -188,6 +247,11 @@ impl Host {
         let numbered = self.interfaces.iter_mut().enumerate();
         let there = numbered.filter_map(|(n, i)| Some((n, i.as_mut()?)));
         (there, &mut self.stats)
+    }
+
+    /// The interface of this number.
+    pub fn interface_mut(&mut self, number: u32) -> Option<&mut Interface> {
+        self.interfaces.get_mut(number as usize)?.as_mut()
     }
 
     fn interface(&mut self, number: usize) -> Option<(&mut Interface, &mut Stats)> {

@@ -11,14 +11,16 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use serde::{Deserialize, Serialize};
 use smoltcp::iface::{Interface as Control, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, dns};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, Ipv6Packet, NdiscNeighborFlags, NdiscOption,
-    NdiscOptionRepr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
+    ArpOperation, ArpPacket, ArpRepr, DHCP_CLIENT_PORT, DhcpMessageType, DhcpPacket, DhcpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, Icmpv6Packet, Icmpv6Repr,
+    IpCidr, IpProtocol, Ipv4Packet, Ipv6Packet, NdiscNeighborFlags, NdiscOption, NdiscOptionRepr,
+    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, UdpPacket,
 };
 
 /// Most addresses of an interface (smoltcp's limit is the same).
@@ -43,11 +45,17 @@ const REPORTS_EVERY: u64 = 100_000_000;
 const REPORTS_FOR: u64 = 26_000_000_000;
 /// How long after a lease that is of no use another is asked for (RFC 2131 section 3.1.5), in ns.
 const ASK_AGAIN: u64 = 10_000_000_000;
+/// A lease that does not say how long it lasts, in ns: smoltcp's client takes it so.
+const SHORT_LEASE: u64 = 120_000_000_000;
+/// How long an interface that came with a switch waits for its device, in ns.
+const ABSENT_FOR: u64 = 10_000_000_000;
+/// The least MTU: what IPv4 hosts take (RFC 791); IPv6 is not used below 1280 (RFC 8200).
+const LEAST_MTU: u16 = 576;
 const TWO_HOURS: u64 = 7_200_000_000_000;
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// Where an address or a router comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// The command line, or the Ethernet address (link-local).
     Fixed,
@@ -58,7 +66,7 @@ pub enum Origin {
 }
 
 /// An address of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// The address and its link.
     pub cidr: Cidr,
@@ -67,7 +75,7 @@ pub struct Address {
 }
 
 /// A default router.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Router {
     /// Its address on the link.
     pub addr: IpAddr,
@@ -124,14 +132,61 @@ impl Device for Mailbox {
 }
 
 /// A frame that waits for the device.
-struct Outgoing {
-    frame: Vec<u8>,
-    meta: TxMeta,
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// What is left to the device.
+    pub meta: TxMeta,
+}
+
+/// An interface for another image, but for neighbours and frames.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Note {
+    /// Its number.
+    pub number: u32,
+    caps: Caps,
+    addresses: ArrayVec<Address, ADDRESSES>,
+    routers: ArrayVec<Router, ROUTERS>,
+    dns: ArrayVec<IpAddr, 4>,
+    dhcp: bool,
+    lease_until: Option<u64>,
+}
+
+/// Most interfaces that notes can be of.
+pub const MOST: u32 = 64;
+
+impl Note {
+    /// Whether there can be such an interface.
+    #[must_use]
+    pub fn is_sane(&self) -> bool {
+        let fits = |cidr: &Cidr| cidr.len <= if cidr.addr.is_ipv4() { 32 } else { 128 };
+        self.number < MOST
+            && is_mac(self.caps.mac)
+            && self.caps.mtu >= LEAST_MTU
+            && self
+                .addresses
+                .iter()
+                .all(|a| usable(a.cidr.addr) && fits(&a.cidr))
+            && self.routers.iter().all(|r| usable(r.addr))
+    }
+}
+
+/// Whether it is one device's.
+fn is_mac(mac: Mac) -> bool {
+    mac[0] & 1 == 0 && mac != [0; 6]
+}
+
+/// A device's, with an MTU that there is.
+fn caps_of(nic: &dyn Nic) -> Caps {
+    let mut caps = nic.caps();
+    caps.mtu = caps.mtu.max(LEAST_MTU);
+    caps
 }
 
 /// One interface.
 pub struct Interface {
-    /// The device; not there while it passes what it received.
+    /// The device; not there while it passes what it received, and before it is adopted.
     pub nic: Option<Box<dyn Nic + Send>>,
     /// What the device can do.
     pub caps: Caps,
@@ -149,6 +204,12 @@ pub struct Interface {
     dhcp: Option<SocketHandle>,
     /// When to begin with DHCP anew.
     ask_again: Option<u64>,
+    /// When the lease ends, if there is one.
+    lease_until: Option<u64>,
+    /// The lease came with a switch: the client of now does not know of it.
+    adopted_lease: bool,
+    /// It came with a switch, its device has not come yet: that is waited for until then.
+    pub absent_until: Option<u64>,
     dns_client: SocketHandle,
     queries: usize,
     control_due: Option<u64>,
@@ -199,6 +260,35 @@ pub fn group_mac(addr: IpAddr) -> Option<Mac> {
     }
 }
 
+/// smoltcp's interface around a mailbox.
+fn control(mailbox: &mut Mailbox, mac: Mac, seed: u64, now: u64) -> Control {
+    let mut config = smoltcp::iface::Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
+    config.random_seed = seed;
+    Control::new(config, mailbox, instant(now))
+}
+
+/// The address that a DHCP server leaves to us in this frame, and for how long, in ns.
+fn lease_in(frame: &[u8], mac: Mac) -> Option<(Ipv4Addr, u64)> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
+    if frame.ethertype() != EthernetProtocol::Ipv4 || packet.next_header() != IpProtocol::Udp {
+        return None;
+    }
+    let datagram = UdpPacket::new_checked(packet.payload()).ok()?;
+    if datagram.dst_port() != DHCP_CLIENT_PORT {
+        return None;
+    }
+    let message = DhcpPacket::new_checked(datagram.payload()).ok()?;
+    let message = DhcpRepr::parse(&message).ok()?;
+    let ours = message.client_hardware_address == EthernetAddress(mac);
+    if !ours || message.message_type != DhcpMessageType::Ack {
+        return None;
+    }
+    let seconds = message.lease_duration.map(u64::from);
+    let lasts = seconds.map_or(SHORT_LEASE, |s| s * 1_000_000_000);
+    Some((message.your_ip, lasts))
+}
+
 fn link_local(a: IpAddr) -> bool {
     match a {
         IpAddr::V4(a) => a.is_link_local(),
@@ -218,48 +308,12 @@ impl Interface {
     /// Around a device. `None` if its Ethernet address is none.
     #[must_use]
     pub fn new(nic: Box<dyn Nic + Send>, seed: u64, dhcp: bool, now: u64) -> Option<Self> {
-        let serial = seed as u32;
-        let mut caps = nic.caps();
-        if caps.mac[0] & 1 != 0 || caps.mac == [0; 6] {
+        let caps = caps_of(&*nic);
+        if !is_mac(caps.mac) {
             return None;
         }
-        // The least that IPv4 hosts take (RFC 791); IPv6 is not used below 1280 (RFC 8200).
-        caps.mtu = caps.mtu.max(576);
-        let mut mailbox = Mailbox {
-            input: VecDeque::new(),
-            output: VecDeque::new(),
-            mtu: usize::from(caps.mtu),
-        };
-        let address = HardwareAddress::Ethernet(EthernetAddress(caps.mac));
-        let mut config = smoltcp::iface::Config::new(address);
-        config.random_seed = seed;
-        let control = Control::new(config, &mut mailbox, instant(now));
-        let mut sockets = SocketSet::new(Vec::new());
-        let dhcp = dhcp.then(|| sockets.add(dhcpv4::Socket::new()));
-        let dns_client = sockets.add(dns::Socket::new(&[], Vec::new()));
-        let mut new = Self {
-            nic: Some(nic),
-            caps,
-            serial,
-            neighbors: Neighbors::default(),
-            addresses: ArrayVec::new(),
-            routers: ArrayVec::new(),
-            dns: ArrayVec::new(),
-            control,
-            sockets,
-            mailbox,
-            dhcp,
-            ask_again: None,
-            dns_client,
-            queries: 0,
-            control_due: Some(now),
-            reports_until: 0,
-            solicitations: 0,
-            solicit_at: now,
-            announcements: 0,
-            announce_at: now,
-            outbox: VecDeque::new(),
-        };
+        let mut new = Self::bare(caps, seed, dhcp, now);
+        new.nic = Some(nic);
         if new.has_v6() {
             let addr = with_eui64(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), caps.mac);
             new.solicitations = SOLICITATIONS;
@@ -272,6 +326,105 @@ impl Interface {
             });
         }
         Some(new)
+    }
+
+    fn bare(caps: Caps, seed: u64, dhcp: bool, now: u64) -> Self {
+        let mut mailbox = Mailbox {
+            input: VecDeque::new(),
+            output: VecDeque::new(),
+            mtu: usize::from(caps.mtu),
+        };
+        let control = control(&mut mailbox, caps.mac, seed, now);
+        let mut sockets = SocketSet::new(Vec::new());
+        let dhcp = dhcp.then(|| sockets.add(dhcpv4::Socket::new()));
+        let dns_client = sockets.add(dns::Socket::new(&[], Vec::new()));
+        Self {
+            nic: None,
+            caps,
+            serial: seed as u32,
+            neighbors: Neighbors::default(),
+            addresses: ArrayVec::new(),
+            routers: ArrayVec::new(),
+            dns: ArrayVec::new(),
+            control,
+            sockets,
+            mailbox,
+            dhcp,
+            ask_again: None,
+            lease_until: None,
+            adopted_lease: false,
+            absent_until: None,
+            dns_client,
+            queries: 0,
+            control_due: Some(now),
+            reports_until: 0,
+            solicitations: 0,
+            solicit_at: now,
+            announcements: 0,
+            announce_at: now,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// What another image needs of it.
+    #[must_use]
+    pub fn note(&self, number: u32) -> Note {
+        Note {
+            number,
+            caps: self.caps,
+            addresses: self.addresses.clone(),
+            routers: self.routers.clone(),
+            dns: self.dns.clone(),
+            dhcp: self.has_dhcp(),
+            lease_until: self.lease_until,
+        }
+    }
+
+    /// The frames that wait for the device.
+    pub fn waiting(&self) -> impl Iterator<Item = &Outgoing> {
+        self.outbox.iter()
+    }
+
+    /// One that another image has noted; its device is still to come. Nobody is told of its
+    /// addresses: they are where they were.
+    #[must_use]
+    pub fn restore(note: Note, seed: u64, now: u64) -> Self {
+        let mut new = Self::bare(note.caps, seed, note.dhcp, now);
+        new.addresses = note.addresses;
+        new.routers = note.routers;
+        new.dns = note.dns;
+        let leased = new.addresses.iter().any(|a| a.origin == Origin::Dhcp);
+        if leased {
+            let unknown = now.saturating_add(SHORT_LEASE);
+            new.lease_until = Some(note.lease_until.unwrap_or(unknown));
+            new.adopted_lease = true;
+        }
+        if new.has_v6() && !new.routers.iter().any(|r| r.addr.is_ipv6()) {
+            new.solicitations = SOLICITATIONS;
+        }
+        new.absent_until = Some(now.saturating_add(ABSENT_FOR));
+        new.tell_control();
+        new
+    }
+
+    /// Leaves a frame for the device that is to come.
+    pub fn restore_frame(&mut self, waiting: Outgoing) {
+        if self.outbox.len() < OUTBOX {
+            self.outbox.push_back(waiting);
+        }
+    }
+
+    /// Its device has come.
+    pub fn plug(&mut self, nic: Box<dyn Nic + Send>, seed: u64, now: u64) {
+        let caps = caps_of(&*nic);
+        if caps.mtu != self.caps.mtu {
+            self.mailbox.mtu = usize::from(caps.mtu);
+            self.control = control(&mut self.mailbox, caps.mac, seed, now);
+            self.tell_control();
+        }
+        self.caps = caps;
+        self.nic = Some(nic);
+        self.absent_until = None;
     }
 
     /// Whether the link can carry IPv6.
@@ -710,6 +863,8 @@ impl Interface {
         });
         lifetimes
             .chain(self.control_due)
+            .chain(self.lease_until.filter(|_| self.adopted_lease))
+            .chain(self.absent_until)
             .chain(self.neighbors.deadline())
             .chain((self.solicitations > 0).then_some(self.solicit_at))
             .chain((self.announcements > 0).then_some(self.announce_at))
@@ -752,6 +907,9 @@ impl Interface {
             self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).reset();
         }
         let inbox = self.mailbox.input.len();
+        let leases = self.mailbox.input.iter().filter(|_| self.dhcp.is_some());
+        let mut leases = leases.filter_map(|frame| lease_in(frame, self.caps.mac));
+        let lease = leases.next_back();
         self.control.poll_maintenance(at);
         for _ in 0..inbox {
             self.control
@@ -768,6 +926,11 @@ impl Interface {
             }
         }
         let changed = self.take_lease(now);
+        if let Some((addr, lasts)) = lease
+            && self.has_lease(addr.into())
+        {
+            self.lease_until = Some(now.saturating_add(lasts));
+        }
         // It may ask to be called again at once; that is too often for anything it does.
         let soonest = now.saturating_add(1_000_000);
         let next = self.control.poll_at(at, &self.sockets);
@@ -780,6 +943,11 @@ impl Interface {
         changed
     }
 
+    fn has_lease(&self, addr: IpAddr) -> bool {
+        let mut addresses = self.addresses.iter();
+        addresses.any(|a| a.origin == Origin::Dhcp && a.cidr.addr == addr)
+    }
+
     fn take_lease(&mut self, now: u64) -> bool {
         let Some(handle) = self.dhcp else {
             return false;
@@ -787,15 +955,16 @@ impl Interface {
         let socket = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
         let lease = match socket.poll() {
             None => return false,
+            // That it begins without one says nothing of a lease that came with a switch.
+            Some(dhcpv4::Event::Deconfigured) if self.adopted_lease => return false,
             Some(dhcpv4::Event::Deconfigured) => None,
             Some(dhcpv4::Event::Configured(config)) => {
                 Some((config.address, config.router, config.dns_servers))
             }
         };
         let before = (self.addresses.clone(), self.routers.clone());
-        self.addresses.retain(|a| a.origin != Origin::Dhcp);
-        self.routers.retain(|r| r.origin != Origin::Dhcp);
-        self.dns.clear();
+        let announced = (self.announcements, self.announce_at);
+        self.give_up_lease();
         let origin = Origin::Dhcp;
         if let Some((address, router, servers)) = lease {
             let addr = address.address().into();
@@ -814,7 +983,21 @@ impl Interface {
             self.dns.extend(servers.filter(|s| usable(*s)).take(4));
         }
         self.tell_control();
-        before != (self.addresses.clone(), self.routers.clone())
+        let changed = before != (self.addresses.clone(), self.routers.clone());
+        if !changed {
+            // The link knows.
+            (self.announcements, self.announce_at) = announced;
+        }
+        changed
+    }
+
+    /// Forgets what DHCP has told.
+    fn give_up_lease(&mut self) {
+        self.addresses.retain(|a| a.origin != Origin::Dhcp);
+        self.routers.retain(|r| r.origin != Origin::Dhcp);
+        self.dns.clear();
+        self.lease_until = None;
+        self.adopted_lease = false;
     }
 
     fn expire(&mut self, now: u64) -> bool {
@@ -822,6 +1005,9 @@ impl Interface {
         let before = (self.addresses.len(), self.routers.len());
         self.addresses.retain(|a| good(a.origin));
         self.routers.retain(|r| good(r.origin));
+        if self.adopted_lease && self.lease_until.is_some_and(|until| until <= now) {
+            self.give_up_lease();
+        }
         let changed = before != (self.addresses.len(), self.routers.len());
         if changed {
             self.tell_control();

@@ -22,6 +22,23 @@ pub struct Sleeping {
     waiters: WaitQueue,
 }
 
+impl Sleeping {
+    /// Takes the lock, waiting no longer than until then (system time, in ns). True: it is taken.
+    pub fn lock_until(&self, deadline: Option<u64>) -> bool {
+        for _ in 0..LOOKS {
+            if self.state.load(Ordering::Relaxed) == FREE && self.try_lock() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        // The queue gives up at once where threads can't block.
+        let taken = self.waiters.wait_until(deadline, || {
+            (self.state.swap(WANTED, Ordering::Acquire) == FREE).then_some(())
+        });
+        taken.is_some()
+    }
+}
+
 // SAFETY: `lock` and `try_lock` succeed only by changing `state` from FREE, which no other does
 // until `unlock`.
 unsafe impl RawMutex for Sleeping {
@@ -34,20 +51,7 @@ unsafe impl RawMutex for Sleeping {
     type GuardMarker = GuardSend;
 
     fn lock(&self) {
-        for _ in 0..LOOKS {
-            if self.state.load(Ordering::Relaxed) == FREE && self.try_lock() {
-                return;
-            }
-            core::hint::spin_loop();
-        }
-        // The queue gives up at once where threads can't block; then this spins.
-        while self
-            .waiters
-            .wait_until(None, || {
-                (self.state.swap(WANTED, Ordering::Acquire) == FREE).then_some(())
-            })
-            .is_none()
-        {
+        while !self.lock_until(None) {
             core::hint::spin_loop();
         }
     }

@@ -20,6 +20,7 @@ pub mod ip;
 pub mod lock;
 pub mod neighbor;
 pub mod nic;
+pub mod notes;
 pub mod ports;
 pub mod reassembly;
 pub mod resolve;
@@ -39,13 +40,14 @@ use core::fmt;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use resolve::ResolveError;
+use serde::{Deserialize, Serialize};
 use stack::Stack;
 
 /// TTL or hop limit of what says nothing else (IANA).
 pub const HOPS: u8 = 64;
 
 /// Why something of the network's was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Error {
     /// Not now.
     WouldBlock,
@@ -129,13 +131,14 @@ const LOOK_UP_TIME: u64 = 30_000_000_000;
 /// Tells what has changed: one line for each interface.
 pub type Tell = fn(fmt::Arguments<'_>);
 
-/// Starts the network, once. The secret must be random; `tell` is given a line whenever addresses
-/// change.
-pub fn start(config: config::Config, tcp: tcp::Config, secret: [u8; 32], tell: Tell) {
-    let mut stack = STACK.lock();
-    if stack.is_none() {
-        *stack = Some(Stack::new(config, tcp, secret, task::now()));
-        drop(stack);
+/// Starts the network, once. `make` makes the stack, and is told the time; `tell` is given a line
+/// whenever addresses change.
+pub fn start(make: impl FnOnce(u64) -> Stack, tell: Tell) {
+    let mut guard = STACK.lock();
+    if guard.is_none() {
+        let now = task::now();
+        handover::begin(guard.insert(make(now)), now);
+        drop(guard);
         // Without it nothing works, and there is nobody to tell.
         let _ = task::spawn("net", move || run(tell));
     }
@@ -251,6 +254,63 @@ pub fn with<R>(f: impl FnOnce(&mut Stack, u64) -> R) -> Option<R> {
 /// Runs `f` on the stack, where that changes nothing that would have to be sent or told.
 pub fn look<R>(f: impl FnOnce(&mut Stack) -> R) -> Option<R> {
     take().as_mut().map(f)
+}
+
+/// Why the network does not come to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeError {
+    /// Somebody has the stack for too long.
+    Busy,
+    /// See [`notes::NoRoom`].
+    NoRoom,
+}
+
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("it is busy"),
+            Self::NoRoom => notes::NoRoom.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for FreezeError {}
+
+/// Brings the network to rest for a switch, at most until `deadline` (system time, in ns): whoever
+/// wants the stack waits until [`thaw`]. Gives what [`Stack::freeze`] gives.
+///
+/// # Errors
+/// See [`FreezeError`]; nothing has changed then.
+pub fn freeze(deadline: u64) -> Result<u64, FreezeError> {
+    WANTED.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the lock is not unlocked by this.
+    let taken = unsafe { STACK.raw() }.lock_until(Some(deadline));
+    WANTED.fetch_sub(1, Ordering::Relaxed);
+    if !taken {
+        return Err(FreezeError::Busy);
+    }
+    // SAFETY: the lock was just taken, and is given back below or in `thaw`.
+    let stack = unsafe { &mut *STACK.data_ptr() };
+    let frozen = stack.as_mut().map_or(Ok(0), |s| s.freeze(task::now()));
+    frozen.map_err(|notes::NoRoom| {
+        // SAFETY: it was taken above.
+        unsafe { STACK.force_unlock() };
+        FreezeError::NoRoom
+    })
+}
+
+/// The network goes on as if nothing had been.
+///
+/// # Safety
+/// [`freeze`] was the last to be called, and has succeeded.
+pub unsafe fn thaw() {
+    // SAFETY: `freeze` has left the lock taken, as the caller says.
+    if let Some(stack) = unsafe { &mut *STACK.data_ptr() } {
+        stack.thaw();
+    }
+    // SAFETY: as above.
+    unsafe { STACK.force_unlock() };
+    notify();
 }
 
 /// Adds a device; gives the interface's number. The device calls [`notify`].

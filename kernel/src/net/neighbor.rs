@@ -112,6 +112,22 @@ impl Neighbors {
         self.entries.get(&addr)?.mac
     }
 
+    /// Those that are sure until later than `now`, and how long.
+    pub fn sure(&self, now: u64) -> impl Iterator<Item = (IpAddr, Mac, u64)> + '_ {
+        self.entries.iter().filter_map(move |(addr, e)| {
+            let mac = e.mac.filter(|_| e.sure_until > now)?;
+            Some((*addr, mac, e.sure_until))
+        })
+    }
+
+    /// Takes one that another image was sure of.
+    pub fn restore(&mut self, addr: IpAddr, mac: Mac, sure_until: u64, now: u64) {
+        drop(self.learn(addr, mac, now, true));
+        if let Some(e) = self.entries.get_mut(&addr) {
+            e.sure_until = sure_until.min(now.saturating_add(SURE));
+        }
+    }
+
     /// Keeps a frame until `addr` is found. The oldest that waits goes when there are too many.
     pub fn wait(&mut self, addr: IpAddr, waiting: Waiting) {
         if let Some(e) = self.entries.get_mut(&addr) {

@@ -1,8 +1,10 @@
 //! The seam between the network stack and a network device: frames in pieces, with what netif.h
 //! says of a frame's checksum and segmentation beside it.
 
+use serde::{Deserialize, Serialize};
+
 /// What a device is and can do. Fixed while it is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caps {
     /// Ethernet address.
     pub mac: [u8; 6],
@@ -28,7 +30,7 @@ pub struct RxMeta {
 }
 
 /// Which protocol a frame that is to be cut carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Gso {
     /// TCP over IPv4.
     Tcp4,
@@ -37,7 +39,7 @@ pub enum Gso {
 }
 
 /// What is left to the device for a frame to send.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TxMeta {
     /// The transport checksum field holds the pseudo-header's sum; the device completes it.
     pub csum_blank: bool,

@@ -75,11 +75,7 @@ impl Ports {
             p if self.is_free(at, p, shares) => p,
             _ => return None,
         };
-        let id = self.next;
-        self.next = self.next.wrapping_add(1);
-        let holder = Holder { id, at, shares };
-        self.held.entry(port).or_default().push(holder);
-        Some(Held { port, at, id })
+        Some(self.restore(at, port, shares))
     }
 
     fn is_free(&self, at: At, port: u16, shares: bool) -> bool {
@@ -96,6 +92,22 @@ impl Ports {
         (from..ANY.end)
             .chain(ANY.start..from)
             .find(|p| self.is_free(at, *p, false))
+    }
+
+    /// Takes a port that a socket had before a switch, whoever has it now.
+    pub fn restore(&mut self, at: At, port: u16, shares: bool) -> Held {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        let holder = Holder { id, at, shares };
+        self.held.entry(port).or_default().push(holder);
+        Held { port, at, id }
+    }
+
+    /// Whether who holds this port would share it.
+    #[must_use]
+    pub fn shares(&self, held: Held) -> bool {
+        let mut holders = self.held.get(&held.port).into_iter().flatten();
+        holders.any(|h| h.id == held.id && h.shares)
     }
 
     /// From now on the port is shared with nobody who comes (a listener's).

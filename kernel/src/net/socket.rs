@@ -8,7 +8,7 @@ use super::config::usable;
 use super::handover::{self, Ticket, What};
 use super::host::Host;
 use super::ports::{At, Held};
-use super::stack::Stack;
+use super::stack::{Stack, Token};
 use super::tcp::{self, ConnId, Id, ListenerId, State};
 use super::udp::{UdpId, UdpSocket as Datagrams};
 use super::{Error, with};
@@ -95,6 +95,19 @@ impl Common {
             nonblocking: AtomicBool::new(false),
             receive_timeout: AtomicU64::new(0),
             send_timeout: AtomicU64::new(0),
+            waiters: Arc::default(),
+        }
+    }
+
+    /// From what another image's socket was.
+    fn from_note(note: &handover::Common) -> Self {
+        Self {
+            v6: note.v6,
+            v6_only: AtomicBool::new(note.v6_only),
+            reuse: AtomicBool::new(note.reuse),
+            nonblocking: AtomicBool::new(note.nonblocking),
+            receive_timeout: AtomicU64::new(note.receive_timeout),
+            send_timeout: AtomicU64::new(note.send_timeout),
             waiters: Arc::default(),
         }
     }
@@ -247,13 +260,18 @@ fn hops(n: i32) -> Result<u8, Errno> {
     }
 }
 
+/// What a TCP socket is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
+    /// Neither of these.
     Closed,
+    /// A listener.
     Listening(ListenerId),
-    /// `told`: the app knows that it is there.
+    /// A connection; `told`: the app knows that it is there.
     Connected {
+        /// Which.
         id: ConnId,
+        /// The app knows.
         told: bool,
     },
 }
@@ -287,6 +305,42 @@ impl TcpSocket {
                 linger: None,
             }),
         })
+    }
+
+    /// What a ticket is for; to be [plugged in](Self::plug_in).
+    pub(super) fn revive(common: &handover::Common, kind: Kind, tcp: &handover::Tcp) -> Arc<Self> {
+        Arc::new(Self {
+            common: Common::from_note(common),
+            state: Lock::new(Tcp {
+                kind,
+                held: None,
+                options: tcp.options,
+                linger: tcp.linger,
+            }),
+        })
+    }
+
+    /// From now on it stands for what its ticket says, if that came and nobody else has it.
+    pub(super) fn plug_in(&self, stack: &mut Stack, tcp: &handover::Tcp) -> bool {
+        let kind = self.get().kind;
+        let id = match kind {
+            Kind::Closed => return false,
+            Kind::Listening(id) => Id::Listener(id),
+            Kind::Connected { id, .. } => Id::Conn(id),
+        };
+        if !stack.claim(Token::Tcp(id)) {
+            // It must not close what is not its own.
+            self.state.lock().kind = Kind::Closed;
+            return false;
+        }
+        stack.streams.watch(id, Arc::clone(&self.common.waiters));
+        let shares = self.common.reuse.load(Ordering::Relaxed);
+        let shares = shares && !matches!(kind, Kind::Listening(_));
+        let held = tcp.held;
+        let held = held.map(|(at, port)| stack.streams.ports.restore(at, port, shares));
+        self.state.lock().held = held;
+        self.common.waiters.wake_all();
+        true
     }
 
     fn get(&self) -> Tcp {
@@ -482,7 +536,7 @@ impl Socket for TcpSocket {
     }
 
     fn listen(&self, backlog: i32) -> Result<(), Errno> {
-        net(|stack, _| {
+        net(|stack, now| {
             let state = self.get();
             match state.kind {
                 Kind::Listening(_) => return Ok(()),
@@ -515,6 +569,7 @@ impl Socket for TcpSocket {
             // Linux's limit; 0 is one, and less than that is all (listen(2)).
             let backlog = usize::try_from(backlog).unwrap_or(4096).clamp(1, 4096);
             let at = SocketAddr::new(ip, held.port);
+            stack.displace(now, true, held.port);
             let id = stack.engine.listen(at, backlog, &options)?;
             stack.streams.ports.keep(held);
             let waiters = Arc::clone(&self.common.waiters);
@@ -795,6 +850,8 @@ impl Drop for TcpSocket {
 pub struct UdpSocket {
     common: Common,
     id: UdpId,
+    /// Its datagrams' place is its own: not yet that of one that came with a switch.
+    claimed: AtomicBool,
 }
 
 /// The datagrams' place in the stack.
@@ -835,10 +892,41 @@ impl UdpSocket {
         let common = Common::new(v6);
         let waiters = Arc::clone(&common.waiters);
         let id = net(|stack, _| Ok(stack.host.udp.open(waiters)))?;
-        Ok(Arc::new(Self { common, id }))
+        let claimed = AtomicBool::new(true);
+        Ok(Arc::new(Self {
+            common,
+            id,
+            claimed,
+        }))
+    }
+
+    /// What a ticket is for; to be [plugged in](Self::plug_in).
+    pub(super) fn revive(common: &handover::Common, id: UdpId) -> Arc<Self> {
+        let common = Common::from_note(common);
+        let claimed = AtomicBool::new(false);
+        Arc::new(Self {
+            common,
+            id,
+            claimed,
+        })
+    }
+
+    /// From now on it stands for what its ticket says, if that came and nobody else has it.
+    pub(super) fn plug_in(&self, stack: &mut Stack) -> bool {
+        let claimed = stack.claim(Token::Udp(self.id));
+        if claimed {
+            let waiters = Arc::clone(&self.common.waiters);
+            stack.host.udp.watch(self.id, waiters);
+            self.claimed.store(true, Ordering::Relaxed);
+            self.common.waiters.wake_all();
+        }
+        claimed
     }
 
     fn bind_in(&self, stack: &mut Stack, addr: SocketAddr) -> Result<(), Errno> {
+        if addr.port() != 0 {
+            stack.displace(stack.host.now, false, addr.port());
+        }
         let host = &mut stack.host;
         let ip = addr.ip();
         let group = ip.is_multicast() || host.is_broadcast(ip);
@@ -1191,14 +1279,8 @@ impl Socket for UdpSocket {
 
 impl Drop for UdpSocket {
     fn drop(&mut self) {
-        with(|stack, _| {
-            let host = &mut stack.host;
-            if let Some(socket) = host.udp.close(self.id) {
-                for (number, group) in socket.groups {
-                    // Leaving can't fail.
-                    let _ = host.membership(number, group, false);
-                }
-            }
-        });
+        if self.claimed.load(Ordering::Relaxed) {
+            with(|stack, _| stack.close_udp(self.id));
+        }
     }
 }

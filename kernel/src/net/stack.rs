@@ -11,11 +11,27 @@ use super::host::{Failure, Host};
 use super::ip::Header;
 use super::nic::{Idle, Nic};
 use super::streams::Streams;
-use super::tcp::{self, Engine, IcmpError};
+use super::tcp::arena::Arena;
+use super::tcp::{self, Engine, IcmpError, Id};
+use super::udp::UdpId;
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 /// Most frames of one device, and most packets to ourselves, in one round.
 pub const BUDGET: usize = 64;
+
+/// How long an app may do without what came with a switch before it is closed, in ns.
+const CLAIM_WITHIN: u64 = 10_000_000_000;
+
+/// What a socket stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Token {
+    /// A connection or a listener.
+    Tcp(Id),
+    /// A UDP socket.
+    Udp(UdpId),
+}
 
 /// The network stack.
 #[derive(Debug)]
@@ -30,25 +46,111 @@ pub struct Stack {
     pub changed: bool,
     /// Names that are being looked up may have been found.
     pub answered: bool,
+    /// What came with a switch and no app has asked for yet.
+    unclaimed: BTreeSet<Token>,
+    /// It is closed then.
+    unclaimed_until: Option<u64>,
+}
+
+/// A seed for what may be guessed some day: ports and identifications; TCP's secret not.
+pub(super) fn fold(secret: [u8; 32]) -> u64 {
+    let folded = secret.chunks(8).fold(0u64, |s, c| {
+        s.rotate_left(7) ^ c.iter().fold(0, |n, b| n << 8 | u64::from(*b))
+    });
+    folded.wrapping_mul(0xd6e8_feb8_6659_fd93)
 }
 
 impl Stack {
     /// A stack without devices. The secret must be random and is nobody else's.
     #[must_use]
     pub fn new(config: Config, tcp: tcp::Config, secret: [u8; 32], now: u64) -> Self {
-        // What ports and identifications are drawn from may be guessed some day; TCP's secret not.
-        let seed = secret
-            .chunks(8)
-            .fold(0u64, |s, c| {
-                s.rotate_left(7) ^ c.iter().fold(0, |n, b| n << 8 | u64::from(*b))
-            })
-            .wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Self::with(Engine::new(tcp, secret), config, secret, now)
+    }
+
+    /// As [`Stack::new`], in this arena.
+    #[must_use]
+    pub fn in_arena(
+        config: Config,
+        tcp: tcp::Config,
+        arena: Arena,
+        secret: [u8; 32],
+        now: u64,
+    ) -> Self {
+        Self::with(Engine::over(tcp, arena, secret), config, secret, now)
+    }
+
+    fn with(engine: Engine, config: Config, secret: [u8; 32], now: u64) -> Self {
+        let host = Host::new(config, fold(secret), now);
+        Self::over(engine, host, BTreeSet::new())
+    }
+
+    /// From an engine and a host, and what came with them that sockets may claim.
+    #[must_use]
+    pub fn over(engine: Engine, host: Host, unclaimed: BTreeSet<Token>) -> Self {
+        let until = host.now.saturating_add(CLAIM_WITHIN);
         Self {
-            engine: Engine::new(tcp, secret),
-            host: Host::new(config, seed, now),
+            engine,
+            host,
             streams: Streams::default(),
             changed: false,
             answered: false,
+            unclaimed_until: (!unclaimed.is_empty()).then_some(until),
+            unclaimed,
+        }
+    }
+
+    /// Whether this came with a switch and nobody had asked for it: now somebody has. From then on
+    /// what else came waits for [`Stack::close_unclaimed`].
+    pub fn claim(&mut self, token: Token) -> bool {
+        let claimed = self.unclaimed.remove(&token);
+        if claimed {
+            self.unclaimed_until = None;
+        }
+        claimed
+    }
+
+    /// Closes what nobody has claimed, as if its app had.
+    pub fn close_unclaimed(&mut self, now: u64) {
+        self.unclaimed_until = None;
+        for token in core::mem::take(&mut self.unclaimed) {
+            self.close(now, token);
+        }
+    }
+
+    fn close(&mut self, now: u64, token: Token) {
+        // Each may be gone already.
+        match token {
+            Token::Tcp(Id::Conn(id)) => drop(self.engine.close(now, id)),
+            Token::Tcp(Id::Listener(id)) => drop(self.engine.close_listener(id)),
+            Token::Udp(id) => self.close_udp(id),
+        }
+    }
+
+    /// Closes a UDP socket.
+    pub fn close_udp(&mut self, id: UdpId) {
+        if let Some(socket) = self.host.udp.close(id) {
+            for (number, group) in socket.groups {
+                // Leaving can't fail.
+                let _ = self.host.membership(number, group, false);
+            }
+        }
+    }
+
+    /// An app wants this port for itself: what of it came with a switch and nobody has claimed makes
+    /// room.
+    pub fn displace(&mut self, now: u64, tcp: bool, port: u16) {
+        let here = |token: &Token| match token {
+            Token::Tcp(Id::Listener(id)) if tcp => {
+                let addr = self.engine.listener_addr(*id);
+                addr.is_ok_and(|addr| addr.port() == port)
+            }
+            Token::Udp(id) if !tcp => self.host.udp.at_port(port).contains(id),
+            _ => false,
+        };
+        let displaced: Vec<Token> = self.unclaimed.iter().copied().filter(here).collect();
+        for token in displaced {
+            self.unclaimed.remove(&token);
+            self.close(now, token);
         }
     }
 
@@ -100,6 +202,9 @@ impl Stack {
     /// Finishes what a call or a round has begun. True if there is more to do at once.
     pub fn settle(&mut self, now: u64) -> bool {
         self.host.now = now;
+        if self.unclaimed_until.is_some_and(|until| until <= now) {
+            self.close_unclaimed(now);
+        }
         self.answered |= self.host.each().any(|(_, i)| i.has_queries());
         if self.host.run() {
             self.changed = true;
@@ -139,7 +244,8 @@ impl Stack {
         let (interfaces, stats) = self.host.each_mut();
         let mut ready = true;
         for (_, i) in interfaces {
-            ready &= i.send_waiting(stats);
+            // One whose device is still to come does not hold up the others.
+            ready &= i.absent_until.is_some() || i.send_waiting(stats);
         }
         if self.host.blocked && ready && left > 0 {
             self.host.blocked = false;
@@ -161,7 +267,17 @@ impl Stack {
         let mut until = None;
         let mut work = false;
         for place in &mut self.host.interfaces {
-            let Some(nic) = place.as_mut().and_then(|i| i.nic.as_mut()) else {
+            let Some(i) = place else {
+                continue;
+            };
+            if i.absent_until.is_some_and(|until| until <= now) {
+                // It has not come.
+                *place = None;
+                self.changed = true;
+                work = true;
+                continue;
+            }
+            let Some(nic) = i.nic.as_mut() else {
                 continue;
             };
             match nic.idle(now) {
@@ -205,6 +321,7 @@ impl Stack {
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         let tcp = self.engine.deadline();
-        tcp.into_iter().chain(self.host.deadline()).min()
+        let deadlines = tcp.into_iter().chain(self.host.deadline());
+        deadlines.chain(self.unclaimed_until).min()
     }
 }

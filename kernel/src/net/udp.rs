@@ -36,6 +36,14 @@ pub struct UdpId {
     generation: u32,
 }
 
+impl UdpId {
+    /// Its place.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 /// One socket.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -86,6 +94,11 @@ impl UdpSocket {
         self.queue.front()
     }
 
+    /// The datagrams that wait.
+    pub fn waiting(&self) -> impl Iterator<Item = &Datagram> {
+        self.queue.iter()
+    }
+
     /// Takes the first datagram that waits.
     pub fn pop(&mut self) -> Option<Datagram> {
         let datagram = self.queue.pop_front()?;
@@ -123,6 +136,27 @@ impl UdpSocket {
         }
     }
 }
+
+/// A socket for another image, but for its groups and datagrams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Which.
+    pub id: UdpId,
+    held: Option<(At, u16, bool)>,
+    remote: Option<SocketAddr>,
+    local: Option<IpAddr>,
+    limit: usize,
+    error: Option<Error>,
+    broadcast: bool,
+    hops: u8,
+    group_hops: u8,
+    group_loop: bool,
+    read_closed: bool,
+    write_closed: bool,
+}
+
+/// Most sockets; there are no more descriptors.
+pub const SOCKETS: usize = crate::abi::fd::MAX;
 
 /// All UDP sockets.
 #[derive(Debug, Default)]
@@ -166,6 +200,93 @@ impl Udp {
             None => 0,
         };
         UdpId { index, generation }
+    }
+
+    /// All sockets, and what another image needs of them.
+    pub fn notes(&self) -> impl Iterator<Item = (Note, &UdpSocket)> {
+        let places = (0u32..).zip(&self.sockets);
+        places.filter_map(|(index, (generation, socket))| {
+            let s = socket.as_ref()?;
+            let id = UdpId {
+                index,
+                generation: *generation,
+            };
+            let held = s.held.map(|h| (h.at, h.port, self.ports.shares(h)));
+            let note = Note {
+                id,
+                held,
+                remote: s.remote,
+                local: s.local,
+                limit: s.limit,
+                error: s.error,
+                broadcast: s.broadcast,
+                hops: s.hops,
+                group_hops: s.group_hops,
+                group_loop: s.group_loop,
+                read_closed: s.read_closed,
+                write_closed: s.write_closed,
+            };
+            Some((note, s))
+        })
+    }
+
+    /// Makes a socket of another image's again; nobody waits for it yet, and its groups are to be
+    /// joined anew. False if there can be none of that name: they come in the order of their names.
+    pub fn restore(&mut self, note: Note) -> bool {
+        let UdpId { index, generation } = note.id;
+        if (index as usize) < self.sockets.len() || index as usize >= SOCKETS {
+            return false;
+        }
+        for vacant in self.sockets.len() as u32..index {
+            self.free.push(vacant);
+            self.sockets.push((0, None));
+        }
+        let ports = &mut self.ports;
+        let held = note
+            .held
+            .map(|(at, port, shares)| ports.restore(at, port, shares));
+        if let Some(held) = held {
+            self.by_port.entry(held.port).or_default().push(note.id);
+        }
+        let socket = UdpSocket {
+            held,
+            remote: note.remote,
+            local: note.local,
+            queue: VecDeque::new(),
+            queued: 0,
+            limit: note.limit,
+            error: note.error,
+            broadcast: note.broadcast,
+            hops: note.hops,
+            group_hops: note.group_hops,
+            group_loop: note.group_loop,
+            groups: Vec::new(),
+            read_closed: note.read_closed,
+            write_closed: note.write_closed,
+            waiters: Arc::default(),
+        };
+        self.sockets.push((generation, Some(socket)));
+        true
+    }
+
+    /// The sockets that have this port.
+    pub fn at_port(&self, port: u16) -> &[UdpId] {
+        self.by_port.get(&port).map_or(&[], Vec::as_slice)
+    }
+
+    /// Hands a restored socket a datagram that waited for it.
+    pub fn restore_datagram(&mut self, id: UdpId, datagram: Datagram) {
+        if let Some(socket) = self.get(id) {
+            let Datagram { from, by, bytes } = datagram;
+            socket.push(from, by, &[&bytes]);
+        }
+    }
+
+    /// From now on these are woken for it.
+    pub fn watch(&mut self, id: UdpId, waiters: Arc<WaitQueue>) {
+        if let Some(socket) = self.get(id) {
+            socket.waiters = waiters;
+        }
     }
 
     /// The socket of that name.

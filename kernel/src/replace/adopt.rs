@@ -10,6 +10,7 @@ use crate::boot::start::{ImageName, mebibytes};
 use crate::boot::{self, Machine};
 use crate::cpu::{Features, percpu, smp, tables};
 use crate::devices::control;
+use crate::devices::handed::{self, Device};
 use crate::entry;
 use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, TablePool};
@@ -20,14 +21,14 @@ use crate::replace::park::{self, Park, Phase};
 use crate::replace::placed::Place;
 use crate::replace::record::{Kind, MAX_KEPT, Record, RecordError};
 use crate::replace::region::MAX_REGIONS;
-use crate::replace::{fallback, state, trial};
+use crate::replace::{fallback, live, state, trial};
 use crate::sync::Lock;
 use crate::task::sched;
 use crate::xen::carve::Carve;
 use crate::xen::console::{self, Console, println};
 use crate::xen::events::Ports;
 use crate::xen::hypercall::{self, Port};
-use crate::xen::xenstore::{self, SharedRing, Torn};
+use crate::xen::xenstore::{self, Before, SharedRing, Torn};
 use crate::xen::{Committed, events, grant, shared_info};
 use alloc::string::String;
 use arrayvec::{ArrayString, ArrayVec};
@@ -68,19 +69,21 @@ fn stumble(at: u64, here: Place) {
     }
 }
 
-/// What the image before had of other domains: closed after the commit, then connected anew.
+/// What the image before had of other domains.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
     /// xenstore's ring.
     pub xenstore: Option<SharedRing>,
-    /// What was under way there when the image before crashed.
-    pub torn: Option<Torn>,
+    /// How the image before left it; nothing if it does not say so.
+    before: Option<Before>,
     /// The grant table's frames.
     pub grant_table: ArrayVec<Gfn, { grant::MAX_FRAMES }>,
     /// What may be granted.
     pub granted: ArrayVec<Extent, { grant::MAX_BLOCKS }>,
     /// Open ports.
     pub ports: ArrayVec<Port, { events::MAX_OPEN }>,
+    /// Devices that go on as they are. All others are closed after the commit, then connected anew.
+    going_on: ArrayVec<Device, { grant::MAX_BLOCKS }>,
     /// The frame that shared_info was moved from, to be refilled.
     pub hole: Option<Gfn>,
 }
@@ -105,19 +108,23 @@ impl Devices {
             }),
             Err(_) => None,
         };
-        let torn = match record.array::<2>(Kind::XenstoreTorn) {
-            Ok([request, reply]) => Some(Torn {
+        let torn = record.array::<2>(Kind::XenstoreTorn);
+        let open = record.words(Kind::Transactions);
+        let before = match (torn, open) {
+            (Ok([request, reply]), _) => Some(Before::Crashed(Torn {
                 request: request as u32,
                 reply: reply as u32,
-            }),
-            Err(_) => None,
+            })),
+            (Err(_), Ok(open)) => Some(Before::AtRest(open.map(|t| t as u32).collect())),
+            (Err(_), Err(_)) => None,
         };
         let mut devices = Self {
             xenstore,
-            torn,
+            before,
             grant_table: ArrayVec::new(),
             granted: ArrayVec::new(),
             ports: ArrayVec::new(),
+            going_on: ArrayVec::new(),
             hole,
         };
         for frame in record.words(Kind::GrantTable).into_iter().flatten() {
@@ -134,7 +141,54 @@ impl Devices {
             let fits = devices.ports.try_push(Port(port as u32));
             fits.map_err(|_| RecordError::Bad(Kind::DevicePorts))?;
         }
+        let bytes = record.bytes(Kind::Devices).unwrap_or_default();
+        for words in bytes.as_chunks::<8>().0.chunks_exact(Device::WORDS) {
+            let words = core::array::from_fn(|n| u64::from_le_bytes(words[n]));
+            let device = Device::from_words(words)
+                .filter(|d| devices.granted.contains(&d.block))
+                .filter(|d| d.ports().all(|p| devices.ports.contains(&Port(p))));
+            let fits = device.map(|device| devices.going_on.try_push(device));
+            let fits = fits.and_then(Result::ok);
+            fits.ok_or(RecordError::Bad(Kind::Devices))?;
+        }
         Ok(devices)
+    }
+
+    /// What was under way in xenstore's ring, of an image that has crashed before.
+    pub fn torn(&self) -> Torn {
+        match self.before {
+            Some(Before::Crashed(torn)) => torn,
+            _ => Torn::default(),
+        }
+    }
+
+    /// Makes grants, ports and xenstore this image's, without a hypercall; devices that go on wait
+    /// for their drivers.
+    ///
+    /// # Safety
+    /// All of it came with the record of an image that is gone, and this is done once.
+    unsafe fn adopt(&self, token: Committed, generation: u64) {
+        let goes_on = |block| self.going_on.iter().any(|d| d.block == block);
+        // SAFETY: the caller's promise; the image's tables map the frames.
+        unsafe { grant::adopt(&self.grant_table, &self.granted, goes_on) };
+        events::adopt_open(self.ports.iter().copied());
+        if let Some(ring) = self.xenstore {
+            let unknown = Before::Unknown;
+            let before = self.before.as_ref().unwrap_or(&unknown);
+            // SAFETY: as above.
+            unsafe { xenstore::adopt(token, ring, generation, before) };
+        }
+    }
+
+    /// Closes ports of devices that don't go on.
+    fn close_ports(&self, token: Committed) {
+        let stays = |port: &Port| {
+            let mut all = self.going_on.iter().flat_map(Device::ports);
+            all.any(|p| p == port.0)
+        };
+        for port in self.ports.iter().filter(|port| !stays(port)) {
+            events::close(token, *port);
+        }
     }
 }
 
@@ -194,6 +248,9 @@ fn adopt_state<const N: usize>(record: &Record<'_>, ram: &ExtentSet<N>) -> Resul
         Err(_) => None,
     };
     state::adopt(regions, values);
+    if let Ok([start, end]) = record.array::<2>(Kind::Network) {
+        live::offer(in_ram(Kind::Network, start, end)?);
+    }
     Ok(())
 }
 
@@ -315,6 +372,11 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         }
         text
     });
+    let devices = Devices::parse(
+        record,
+        gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
+    )?;
+    handed::offer(devices.going_on.clone());
     let [generation] = record.array(Kind::Generation)?;
     let [rsdp] = record.array(Kind::Rsdp)?;
     let [start, end] = record.array(Kind::Handover)?;
@@ -328,10 +390,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         root: gfn(Kind::Tables, root)?.addr(),
         pool_used,
         watchdog: record.array::<1>(Kind::Watchdog).ok().map(|[id]| id as u32),
-        devices: Devices::parse(
-            record,
-            gfn(Kind::SharedInfo, hole).ok().filter(|g| g.as_u64() != 0),
-        )?,
+        devices,
         crashed,
         #[cfg(feature = "fault-injection")]
         fault_at,
@@ -414,9 +473,26 @@ pub fn commit() {
                 Some(workspace.vcpu(v)?.stack.end_addr())
             });
         }
-        while smp::online() < vcpus {
-            core::hint::spin_loop();
+    }
+    // While they come up.
+    // SAFETY: no vCPU runs the old image any more, so its frames are nobody's. The record listed all
+    // that is in use; the pool's tables are where the record says.
+    unsafe {
+        let pool = TablePool::resume(workspace.tables(), p.pool_used);
+        let space = AddressSpace::from_root(p.root.gfn());
+        vm::init(&machine.ram, &p.kept, space, pool, workspace);
+        if p.crashed.is_some() {
+            // Only then can there be one that these tables have not been made for.
+            for frame in &devices.grant_table {
+                let _ = vm::map(frame.extent(), Perms::Write);
+            }
         }
+        devices.adopt(token, machine.generation);
+    }
+    p.stumble(Place::Adopting);
+    live::committed(token);
+    while smp::online() < vcpus {
+        core::hint::spin_loop();
     }
     stamp(park, Phase::Adopt);
     let after = cpu.counters();
@@ -424,29 +500,12 @@ pub fn commit() {
     if let Some(id) = p.watchdog {
         let _ = hypercall::watchdog(token, id, 0);
     }
-
+    devices.close_ports(token);
     // Before those are freed that nobody has taken.
     let came = (state::all_regions().len(), state::torn_regions());
-    // SAFETY: all vCPUs run this image on its own tables: the old image's frames are nobody's. The
-    // record listed all that is in use; the pool's tables are where the record says.
-    unsafe {
-        let pool = TablePool::resume(workspace.tables(), p.pool_used);
-        let space = AddressSpace::from_root(p.root.gfn());
-        vm::init(&machine.ram, &p.kept, space, pool, workspace);
-        vm::free_frames(p.handover);
-        state::committed(boot::wants_trial());
-        // Only after a crash can there be one that these tables have not been made for.
-        for frame in &devices.grant_table {
-            let _ = vm::map(frame.extent(), Perms::Write);
-        }
-        grant::adopt(&devices.grant_table, &devices.granted);
-        for port in &devices.ports {
-            events::close(token, *port);
-        }
-        if let Some(ring) = devices.xenstore {
-            xenstore::adopt(token, ring, machine.generation, devices.torn);
-        }
-    }
+    state::committed(boot::wants_trial());
+    // SAFETY: the record and the trial's tables, which nobody reads any more.
+    unsafe { vm::free_frames(p.handover) };
     if let Some(gfn) = devices.hole {
         boot::refill_hole(token, gfn);
     }
@@ -488,6 +547,11 @@ fn report(
     let baton = park.baton();
     let time = |phase: Phase| baton.times[phase as usize].load(Ordering::Relaxed);
     let us = |from: Phase, to: Phase| time(to).saturating_sub(time(from)) / 1000;
+    // An image that does not tell leaves what another one said in an earlier switch.
+    let stopped = match baton.stopped.load(Ordering::Relaxed) {
+        at if at < time(Phase::Call) => 0,
+        at => time(Phase::Begin).saturating_sub(at),
+    };
     let count = |i: usize| baton.counters[i].load(Ordering::Relaxed);
     let figures = figures::note(Figures {
         from: machine.generation - 1,
@@ -504,13 +568,14 @@ fn report(
             ("adopt", us(Phase::Commit, Phase::Adopt)),
         ],
         before_us: us(Phase::Call, Phase::Begin),
+        stopped_us: stopped / 1000,
         hypercalls: count(0) + after.hypercalls,
         regions: came,
         crashed: crashed.and_then(|reason| ArrayString::from(reason).ok()),
     });
     let [quiesce, relocate, jump, start, restore, commit, adopt] = figures.parts.map(|(_, us)| us);
     println!(
-        "segue: switch from={} to={} blackout_us={} quiesce_us={quiesce} relocate_us={relocate} jump_us={jump} start_us={start} restore_us={restore} commit_us={commit} adopt_us={adopt} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} image={}",
+        "segue: switch from={} to={} blackout_us={} quiesce_us={quiesce} relocate_us={relocate} jump_us={jump} start_us={start} restore_us={restore} commit_us={commit} adopt_us={adopt} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} stopped_us={} image={}",
         figures.from,
         figures.to,
         figures.blackout_us,
@@ -519,6 +584,7 @@ fn report(
         count(1) + after.exits,
         smp::online(),
         figures.before_us,
+        figures.stopped_us,
         ImageName,
     );
     if let Some(reason) = crashed {

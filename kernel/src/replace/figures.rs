@@ -21,6 +21,8 @@ pub struct Figures {
     pub parts: [(&'static str, u64); 7],
     /// What came before it, while everybody ran, in µs.
     pub before_us: u64,
+    /// How much of that the app had stopped for, in µs.
+    pub stopped_us: u64,
     /// Hypercalls of the vCPU that switched.
     pub hypercalls: u64,
     /// Preserved regions that came.

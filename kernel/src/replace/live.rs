@@ -68,7 +68,8 @@ pub(super) fn offer(extent: Extent) {
     let _ = OFFERED.set(extent);
 }
 
-/// The state that came and that nobody has taken.
+/// The state that came and that nobody has taken. If nobody does, its frames are free after the next
+/// switch: this image may still get its first socket, and then goes on with addresses and neighbours.
 #[must_use]
 pub fn offered() -> Option<Extent> {
     OFFERED

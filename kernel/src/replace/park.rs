@@ -237,6 +237,9 @@ pub struct Baton {
     text_len: AtomicU32,
     reason: [u8; REASON],
     text: [u8; TEXT],
+    /// System time in ns at which the app had said what it hands over; an image that knows nothing
+    /// of it leaves what was there.
+    pub stopped: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Baton>() as u64 <= BATON_FRAMES * PAGE_SIZE);

@@ -3,13 +3,14 @@
 use crate::boot::cmdline::CommandLine;
 use crate::boot::{self, Module};
 use crate::cpu::{percpu, smp};
+use crate::devices::handed::Device;
 use crate::image::{Digest, Image, LoadError};
 use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, Surroundings, TablePool};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE};
 use crate::replace::ReplaceError;
-use crate::replace::adopt;
+use crate::replace::adopt::{self, Devices};
 use crate::replace::park::{self, Park};
 use crate::replace::record::{Kind, MAX_KEPT, Writer};
 use crate::xen::{Committed, console, events, grant, hypercall, xenstore};
@@ -200,6 +201,7 @@ impl Placed {
             .chain(hole.map(Gfn::extent))
             .chain(granted.iter().copied())
             .chain(told.regions.iter().copied())
+            .chain(told.network)
             .chain(values)
             .chain(fallback)
         {
@@ -246,11 +248,14 @@ impl Placed {
                 [ring.gfn.as_u64(), u64::from(ring.port.0)].into_iter(),
             )?;
             if told.crashed.is_some() {
-                let torn = left.map_or_else(|| ring.torn(), |l| l.torn.unwrap_or_default());
+                let torn = left.map_or_else(|| ring.torn(), Devices::torn);
                 w.words(
                     Kind::XenstoreTorn,
                     [torn.request, torn.reply].into_iter().map(u64::from),
                 )?;
+            } else {
+                let open = told.transactions.iter().copied().map(u64::from);
+                w.words(Kind::Transactions, open)?;
             }
         }
         let frames = left.map_or_else(grant::table_frames, |l| l.grant_table.clone());
@@ -258,6 +263,10 @@ impl Placed {
         w.words(Kind::Granted, granted.iter().copied().flat_map(words))?;
         let ports = left.map_or_else(events::open_ports, |l| l.ports.clone());
         w.words(Kind::DevicePorts, ports.iter().map(|p| u64::from(p.0)))?;
+        w.words(Kind::Devices, told.devices.iter().flat_map(Device::words))?;
+        if let Some(network) = told.network {
+            w.words(Kind::Network, words(network).into_iter())?;
+        }
         w.bytes(Kind::CommandLine, told.cmdline.as_str().as_bytes())?;
         w.words(Kind::Modules, modules.iter().flat_map(|m| [m.addr, m.len]))?;
         let f = machine.features;
@@ -331,6 +340,12 @@ pub(super) struct Told<'a> {
     pub regions: &'a [Extent],
     /// The block of named values, and its length in bytes.
     pub values: Option<(Extent, usize)>,
+    /// The network's state, which goes on in place.
+    pub network: Option<Extent>,
+    /// Devices that go on as they are.
+    pub devices: &'a [Device],
+    /// What is open in xenstore, whose connection goes on, unless this image has crashed.
+    pub transactions: &'a [u32],
     /// Xen's watchdog that is running.
     pub watchdog: Option<u32>,
     /// The way back, if it is kept: this image.
@@ -357,6 +372,8 @@ pub enum Place {
     Committed = 3,
     /// When all vCPUs run, before the app goes on.
     Adopted = 4,
+    /// When grants and ports are adopted, before the network goes on.
+    Adopting = 5,
 }
 
 /// An image in its place, in frames of ours.

@@ -21,7 +21,7 @@ pub const MAX_LEN: usize = 16 << 20;
 /// Extents in the map of what is kept.
 pub const MAX_KEPT: usize = 64;
 /// Of all that is handed over.
-pub(super) static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
+pub(crate) static DIGEST: Crc<u64> = Crc::<u64>::new(&CRC_64_XZ);
 
 /// What an entry is about. Numbers are never used again for something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +89,16 @@ pub enum Kind {
     /// Words, after a crash: bytes that are missing of the request that was being sent to xenstore,
     /// and of the reply that was being read.
     XenstoreTorn = 31,
+    /// Words: start and end frame of the network's state, which goes on in place.
+    Network = 32,
+    /// Words, seven for each device that goes on: start and end frame of its block, how many frames
+    /// at the block's end are never granted, what kind of device it is, the version of what is in
+    /// them, its ports or 0 (`devices/handed.rs`). Their blocks and ports are in `Granted` and
+    /// `DevicePorts`, too, for images that close them.
+    Devices = 33,
+    /// Words: each transaction that is open in xenstore. If this is there, the connection goes on
+    /// with its watches.
+    Transactions = 34,
     /// Words: where to run into a fault; only test builds write it or look at it.
     Test = 17,
 }

@@ -10,6 +10,7 @@
 //! taken what it wants ([`finish`]), or with the next switch.
 
 use crate::memory::{Extent, Gfn, PAGE_SIZE, vm};
+use crate::net::handover;
 use crate::replace::gate::{Gate, Inside};
 use crate::replace::region::{self, Header, MAX_REGIONS};
 use crate::sync::{Lock, Noted};
@@ -245,6 +246,8 @@ pub unsafe fn finish() {
         registry.free(State::Offered);
         registry.free_values();
     }
+    drop(registry);
+    handover::finish();
 }
 
 /// What came with a switch, as its record says. Called once, on trial.
@@ -265,6 +268,8 @@ pub(super) fn adopt(regions: ArrayVec<Extent, MAX_REGIONS>, values: Option<(Exte
 /// wants.
 pub(super) fn committed(tried: bool) {
     let mut registry = REGISTRY.lock();
+    // Sockets are claimed by what is in values.
+    let over = registry.values.iter().all(|v| tried && !v.asked);
     if tried {
         registry.free(State::Offered);
         for values in &mut registry.values {
@@ -273,6 +278,10 @@ pub(super) fn committed(tried: bool) {
         }
     }
     registry.free_values();
+    drop(registry);
+    if over {
+        handover::finish();
+    }
 }
 
 /// Goes in to change a region: no switch happens until the guard is dropped. Waits while one is on.

@@ -4,12 +4,15 @@ use crate::boot;
 use crate::boot::cmdline::CommandLine;
 use crate::cpu::percpu;
 use crate::cpu::{apic, smp};
+use crate::devices::handed::{self, Device};
+use crate::devices::netfront::private;
 use crate::devices::{Frozen, control};
 use crate::image::{Policy, Running, Verified, VerifyError, verify};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, tables_for};
 use crate::memory::vm::TablePool;
 use crate::memory::{Extent, Gfn, PAGE_SIZE};
 use crate::replace::fallback;
+use crate::replace::live::{self, AtRest};
 use crate::replace::park::{self, ArmError, Ended, GIVE_UP, Park, Phase, Plan};
 use crate::replace::placed::{Frames, Loaded, Place, Told};
 use crate::replace::record::NoRoom;
@@ -19,14 +22,17 @@ use crate::task;
 use crate::xen::console::println;
 use crate::xen::hypercall::{self, XenError};
 use crate::xen::shared_info::{self, Home};
-use crate::xen::{Committed, events};
+use crate::xen::{Committed, events, grant, xenstore};
 use alloc::string::String;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// How long a thread may take to change a preserved region once the switch waits for it, in ns.
 const CHANGE_LIMIT_NS: u64 = 1_000_000_000;
+/// How long the network may take to come to rest, in ns.
+const NETWORK_LIMIT_NS: u64 = 1_000_000_000;
 /// How long all vCPUs may take to park, in ns.
 const QUIESCE_LIMIT_NS: u64 = 2_000_000_000;
 /// Longest limit of a trial, in ns: an hour.
@@ -75,6 +81,8 @@ pub struct Faults {
     pub deaf: Option<u32>,
     /// The record is damaged when the new image reads it.
     pub damage_record: bool,
+    /// What a network device's private frame says is damaged when the new image reads it.
+    pub damage_device: bool,
 }
 
 impl Faults {
@@ -87,6 +95,7 @@ impl Faults {
         step: None,
         deaf: None,
         damage_record: false,
+        damage_device: false,
     };
 }
 
@@ -164,6 +173,8 @@ pub enum ReplaceError {
     NoFallback,
     /// A device was being attached or detached, or xenstore did not answer, for seconds.
     Devices,
+    /// Somebody was at the network all the time.
+    Network,
     /// The domain was asked to end: a new image would not know.
     Ending,
     /// The handover does not fit what is reserved for it.
@@ -208,6 +219,7 @@ impl fmt::Display for ReplaceError {
                 "there is no image to go back to: the probation is over, or none was kept",
             ),
             Self::Devices => f.write_str("devices did not come to rest; try again later"),
+            Self::Network => f.write_str("the network did not come to rest; try again later"),
             Self::Ending => f.write_str("the domain was asked to end"),
             Self::TooMuch(what) => write!(f, "too much to hand over: {what}"),
             Self::NoApic => f.write_str("the other vCPUs cannot be parked: no x2APIC"),
@@ -294,9 +306,11 @@ pub fn replace_image(
             .with_args(args.split_ascii_whitespace())
             .ok_or(ReplaceError::TooMuch("the command line"))?,
     };
-    // Before devices come to rest: the app may use them to finish what it is doing.
+    let still = Still::new(token)?;
     let values = values()?;
-    let prepared = loaded.prepare(token, options, &cmdline, own, &values)?;
+    stopped();
+    let _ahead = Ahead::new();
+    let prepared = loaded.prepare(token, options, &cmdline, own, &values, still)?;
     let quiesced = prepared.quiesce(token)?;
     let relocated = quiesced.relocate(token, options)?;
     let (ended, guard) = relocated.jump(token);
@@ -317,9 +331,12 @@ pub fn roll_back(
     let _turn = Turn::take()?;
     called();
     let _pin = task::pin();
+    let still = Still::new(token)?;
     let values = values()?;
+    stopped();
+    let _ahead = Ahead::new();
     let (loaded, cmdline) = fallback::take(token).ok_or(ReplaceError::NoFallback)?;
-    let prepared = loaded.prepare(token, options, cmdline, None, &values)?;
+    let prepared = loaded.prepare(token, options, cmdline, None, &values, still)?;
     let quiesced = prepared.quiesce(token)?;
     let relocated = quiesced.relocate(token, options)?;
     let (ended, guard) = relocated.jump(token);
@@ -330,6 +347,32 @@ pub fn roll_back(
 fn called() {
     if let Some(park) = park::get() {
         park.baton().times[Phase::Call as usize].store(shared_info::now(), Ordering::Relaxed);
+    }
+}
+
+/// Notes the time: the app has said what it hands over, and may have stopped to do anything else.
+fn stopped() {
+    if let Some(park) = park::get() {
+        let now = shared_info::now();
+        park.baton().stopped.store(now, Ordering::Relaxed);
+    }
+}
+
+/// The calling thread comes before all others until this is dropped: what the app has stopped for it
+/// waits for, and when the network is at rest others could only wait for it.
+struct Ahead(task::Priority);
+
+impl Ahead {
+    fn new() -> Self {
+        let before = task::priority();
+        let _ = task::set_priority(task::current_tid(), task::Priority::High);
+        Self(before)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        let _ = task::set_priority(task::current_tid(), self.0);
     }
 }
 
@@ -392,6 +435,44 @@ impl Verified<'_> {
     }
 }
 
+/// Which devices there are does not change any more, nor what is asked of xenstore; frames still
+/// come and go. Before the app is asked for what it hands over, as all this may take its time.
+struct Still {
+    _devices: Frozen,
+    /// What the next image goes on with: each found to be as it should be.
+    going_on: ArrayVec<Device, { grant::MAX_BLOCKS }>,
+    /// What is open in xenstore.
+    transactions: Vec<u32>,
+}
+
+impl Still {
+    fn new(token: Committed) -> Result<Self, ReplaceError> {
+        let devices = Frozen::new().ok_or(ReplaceError::Devices)?;
+        // From here on no request is taken: it waits in xenstore for the next image.
+        if control::requested().is_some() {
+            return Err(ReplaceError::Ending);
+        }
+        let client = xenstore::client();
+        Ok(Self {
+            going_on: handed::going_on(token, live::get().is_some()),
+            transactions: client.map_or_else(|_| Vec::new(), |c| c.open_transactions()),
+            _devices: devices,
+        })
+    }
+}
+
+impl Still {
+    /// Changes a byte of what each network device's private frame says of its rings: a test. The
+    /// next rest writes it anew.
+    fn damage(&self) {
+        for frame in self.going_on.iter().filter_map(Device::private_frames) {
+            let at = private::MOVING_AT + 8;
+            // SAFETY: a frame of a device's that is at rest, mapped writable; nobody reads it now.
+            unsafe { *frame.addr().as_ptr::<u8>().add(at) ^= 1 };
+        }
+    }
+}
+
 /// Ready to stop everything.
 struct Prepared {
     loaded: Loaded,
@@ -403,7 +484,8 @@ struct Prepared {
     _own: Option<Loaded>,
     _handed: HandedOver,
     _watchdog: Watchdog,
-    _devices: Frozen,
+    still: Still,
+    damage_device: bool,
 }
 
 /// The app's state, as the record tells of it.
@@ -417,9 +499,14 @@ struct HandedOver {
 }
 
 impl HandedOver {
-    /// Puts the values into frames, and lets the trial see them and the regions, to read. Nothing
-    /// here depends on how large regions are, but for a table for each GiB.
-    fn new(trial: Gfn, values: &Values) -> Result<Self, ReplaceError> {
+    /// Puts the values into frames, and lets the trial see them, the regions, and what else goes on
+    /// in place (`more`), to read. Nothing here depends on how large regions are, but for a table
+    /// for each GiB.
+    fn new(
+        trial: Gfn,
+        values: &Values,
+        more: impl Iterator<Item = Extent> + Clone,
+    ) -> Result<Self, ReplaceError> {
         if values.overflowed() || values.len() > values::MAX_BYTES {
             return Err(ReplaceError::TooMuch("named values"));
         }
@@ -433,7 +520,8 @@ impl HandedOver {
         }
         let extents = || {
             let values = block.iter().map(|(frames, _)| frames.0);
-            settled.regions.iter().copied().chain(values)
+            let regions = settled.regions.iter().copied();
+            regions.chain(values).chain(more.clone())
         };
         let need = extents().map(tables_for).sum();
         let tables = (need > 0).then(|| Frames::alloc_low(need)).transpose()?;
@@ -486,6 +574,7 @@ impl Loaded {
         cmdline: &CommandLine,
         own: Option<Loaded>,
         values: &Values,
+        still: Still,
     ) -> Result<Prepared, ReplaceError> {
         let park = *park::get().ok_or(ReplaceError::NoApic)?;
         let vcpus = smp::online();
@@ -494,12 +583,10 @@ impl Loaded {
             _ => None,
         };
         let limit_ns = options.trial_limit_ns.min(TRIAL_LIMIT_MAX_NS);
-        let handed = HandedOver::new(self.placed.trial_root, values)?;
-        let devices = Frozen::new().ok_or(ReplaceError::Devices)?;
-        // From here on no request is taken: it waits in xenstore for the next image.
-        if control::requested().is_some() {
-            return Err(ReplaceError::Ending);
-        }
+        let network = live::get().and_then(|live| (live.extent)());
+        let private = still.going_on.iter().filter_map(Device::private_frames);
+        let more = network.into_iter().chain(private);
+        let handed = HandedOver::new(self.placed.trial_root, values, more)?;
         let watchdog = Watchdog::arm(token, vcpus, limit_ns);
         let told = Told {
             cmdline,
@@ -507,6 +594,9 @@ impl Loaded {
             hole,
             regions: &handed.settled.regions,
             values: handed.values.as_ref().map(|(frames, len)| (frames.0, *len)),
+            network,
+            devices: &still.going_on,
+            transactions: &still.transactions,
             watchdog: watchdog.0,
             fallback: own.as_ref().map(|own| own.placed),
             probation_ns: options.probation_ns,
@@ -548,7 +638,8 @@ impl Loaded {
             _own: own,
             _handed: handed,
             _watchdog: watchdog,
-            _devices: devices,
+            still,
+            damage_device: faults.damage_device,
         };
         match options.faults().step {
             Some(Step::Prepare) => Err(ReplaceError::TooMuch("an injected fault")),
@@ -559,10 +650,12 @@ impl Loaded {
 
 /// Every other vCPU is parked; interrupts are off here.
 struct Quiesced {
+    // Dropped in this order: who waits for them goes on first.
+    _at_rest: AtRest,
+    _quiet: Quiet,
     prepared: Prepared,
     interrupts: bool,
     before: percpu::Counters,
-    _quiet: Quiet,
 }
 
 impl Prepared {
@@ -572,31 +665,44 @@ impl Prepared {
         let interrupts = x86_64::instructions::interrupts::are_enabled();
         x86_64::instructions::interrupts::disable();
         let vcpus = self.vcpus;
-        let mut begin = self.stamp(Phase::Begin);
-        let quiet = match Quiet::at_once() {
-            Some(quiet) => quiet,
-            None => {
-                // Somebody is at a region, and to finish he may need this vCPU. Who else wants to
-                // change one is held up from here on, so this counts as part of the blackout.
-                if interrupts {
-                    x86_64::instructions::interrupts::enable();
-                }
-                let quiet = Quiet::wait(begin.saturating_add(CHANGE_LIMIT_NS));
-                x86_64::instructions::interrupts::disable();
-                begin = shared_info::now();
-                quiet.ok_or_else(|| {
-                    if interrupts {
-                        x86_64::instructions::interrupts::enable();
-                    }
-                    ReplaceError::Changing
-                })?
+        let begin = self.stamp(Phase::Begin);
+        // To finish what he is at, somebody may need this vCPU.
+        let with_interrupts = |on: bool| match interrupts && on {
+            true => x86_64::instructions::interrupts::enable(),
+            false => x86_64::instructions::interrupts::disable(),
+        };
+        // Who else wants to change a region is held up from here on, and nobody is served any more:
+        // this counts as part of the blackout.
+        let quiet = Quiet::at_once().or_else(|| {
+            with_interrupts(true);
+            Quiet::wait(begin.saturating_add(CHANGE_LIMIT_NS))
+        });
+        // Who has the network does not wait for a region.
+        let at_rest = quiet.as_ref().and_then(|_| {
+            with_interrupts(live::get().is_some());
+            AtRest::new(shared_info::now().saturating_add(NETWORK_LIMIT_NS))
+        });
+        with_interrupts(false);
+        let (quiet, at_rest) = match (quiet, at_rest) {
+            (Some(quiet), Some(at_rest)) => (quiet, at_rest),
+            (quiet, _) => {
+                with_interrupts(true);
+                return Err(match quiet {
+                    Some(_) => ReplaceError::Network,
+                    None => ReplaceError::Changing,
+                });
             }
         };
+        if self.damage_device {
+            self.still.damage();
+        }
+        let begin = shared_info::now();
         let quiesced = Quiesced {
             before: percpu::this().counters(),
             prepared: self,
             interrupts,
             _quiet: quiet,
+            _at_rest: at_rest,
         };
         if vcpus > 1 {
             quiesced.prepared.park.hold(token);

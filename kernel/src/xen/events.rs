@@ -121,12 +121,19 @@ static HANDLERS: [AtomicPtr<Word>; 64] = [const { AtomicPtr::new(core::ptr::null
 
 fn handlers(word: usize) -> Option<&'static Word> {
     let ptr = HANDLERS.get(word)?.load(Ordering::Acquire);
-    // SAFETY: null, or leaked by `handle`.
+    // SAFETY: null, or leaked by `adopt`.
     unsafe { ptr.as_ref() }
 }
 
 /// Has `handler` run for events of a port, and unmasks it.
 pub fn handle(token: Committed, port: Port, handler: Handler) {
+    adopt(port, handler);
+    let _ = hypercall::unmask(token, port);
+}
+
+/// Has `handler` run for events of a port that the image before had open, masked or not: no
+/// hypercall. What came before that is lost, so whoever is woken by it has to look once.
+pub fn adopt(port: Port, handler: Handler) {
     let (word, bit) = (port.0 as usize / 64, port.0 as usize % 64);
     let Some(slot) = HANDLERS.get(word) else {
         return;
@@ -145,7 +152,6 @@ pub fn handle(token: Committed, port: Port, handler: Handler) {
     if let Some(entry) = handlers(word).and_then(|w| w.get(bit)) {
         entry.store(handler as usize, Ordering::Release);
     }
-    let _ = hypercall::unmask(token, port);
 }
 
 /// Most ports to other domains' devices.
@@ -176,6 +182,16 @@ pub fn open(token: Committed, remote: DomId, handler: Handler) -> Result<Port, X
     }
     handle(token, port, handler);
     Ok(port)
+}
+
+/// Ports of the image before that stay open.
+pub fn adopt_open(ports: impl IntoIterator<Item = Port>) {
+    with_open(|open| open.extend(ports.into_iter().take(MAX_OPEN - open.len())));
+}
+
+/// Whether domain `remote` is at the other end of a port, by Xen's word.
+pub fn is_connected(token: Committed, port: Port, remote: DomId) -> bool {
+    hypercall::remote(token, port) == Ok(Some(remote.0))
 }
 
 /// Ports that [`open`] made and [`close`] has not closed. Takes no lock.
@@ -275,7 +291,7 @@ fn dispatch(word: usize, mut bits: u64) {
         bits &= bits - 1;
         let handler = handlers.get(bit).map_or(0, |h| h.load(Ordering::Acquire));
         if handler != 0 {
-            // SAFETY: only `handle` stores other values than 0, and they are `Handler`s.
+            // SAFETY: only `adopt` stores other values than 0, and they are `Handler`s.
             let handler: Handler = unsafe { core::mem::transmute(handler) };
             handler(Port((word * 64 + bit) as u32));
         }

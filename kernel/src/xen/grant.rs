@@ -154,6 +154,22 @@ impl<'a> Table<'a> {
         Ok(gref)
     }
 
+    /// Whether this is what an entry grants.
+    #[must_use]
+    pub fn is_granted(&self, gref: GrantRef, gfn: Gfn, domid: DomId, access: Access) -> bool {
+        let readonly = match access {
+            Access::Read => READONLY,
+            Access::Write => 0,
+        };
+        self.entry(gref)
+            .filter(|_| gref.0 >= RESERVED)
+            .is_some_and(|e| {
+                e.flags.load(Ordering::Acquire) & !IN_USE == PERMIT_ACCESS | readonly
+                    && e.domid.load(Ordering::Relaxed) == domid.0
+                    && u64::from(e.frame.load(Ordering::Relaxed)) == gfn.as_u64()
+            })
+    }
+
     /// Takes a grant back.
     ///
     /// # Errors
@@ -202,7 +218,8 @@ impl<'a> Table<'a> {
 
 #[cfg(target_os = "hermit")]
 pub use shared::{
-    Granted, MAX_BLOCKS, MAX_FRAMES, SharedPages, adopt, audit, blocks, reap, table_frames,
+    Granted, MAX_BLOCKS, MAX_FRAMES, SharedPages, abandon, adopt, audit, blocks, check, reap,
+    table_frames,
 };
 
 #[cfg(target_os = "hermit")]
@@ -231,8 +248,18 @@ mod shared {
     #[derive(Clone, Copy)]
     struct Block {
         extent: Extent,
-        /// Nobody here uses it any more.
-        orphan: bool,
+        owner: Owner,
+    }
+
+    /// Whose a block is.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Owner {
+        /// Its [`SharedPages`]'.
+        Here,
+        /// It came with a device that nobody has taken yet.
+        Offered,
+        /// Nobody's here any more.
+        Gone,
     }
 
     static STATE: Lock<State> = Lock::new(State {
@@ -284,7 +311,7 @@ mod shared {
         fn reap(&mut self) -> usize {
             let table = &mut self.table;
             self.blocks.retain(|block| {
-                if !block.orphan || table.revoke_all(block.extent) != 0 {
+                if block.owner != Owner::Gone || table.revoke_all(block.extent) != 0 {
                     return true;
                 }
                 // SAFETY: no grant is left, and the block's owner is gone.
@@ -292,7 +319,19 @@ mod shared {
                 false
             });
             self.note();
-            self.blocks.iter().filter(|b| b.orphan).count()
+            self.orphans()
+        }
+
+        fn orphans(&self) -> usize {
+            let gone = |b: &&Block| b.owner == Owner::Gone;
+            self.blocks.iter().filter(gone).count()
+        }
+
+        /// Makes a block somebody else's; false if it is not `from`'s.
+        fn pass(&mut self, extent: Extent, from: Owner, to: Owner) -> bool {
+            let mut blocks = self.blocks.iter_mut();
+            let block = blocks.find(|b| b.extent == extent && b.owner == from);
+            block.map(|b| b.owner = to).is_some()
         }
     }
 
@@ -305,18 +344,20 @@ mod shared {
     }
 
     impl SharedPages {
-        /// Takes `frames` zeroed frames and grants each to `domid`, as `access` says.
+        /// Takes `granted` zeroed frames and grants each to `domid`, as `access` says; and `private`
+        /// ones behind them, which are granted to nobody.
         ///
         /// # Errors
         /// See [`GrantError`].
         pub fn new(
             token: Committed,
-            frames: u64,
+            (granted, private): (u64, u64),
             domid: DomId,
             access: impl Fn(u64) -> Access,
         ) -> Result<Self, GrantError> {
-            let mut grefs = Vec::with_capacity(frames as usize);
+            let mut grefs = Vec::with_capacity(granted as usize);
             reap(token);
+            let frames = granted.saturating_add(private);
             let extent = vm::alloc_frames(frames, 1).ok_or(GrantError::NoMemory)?;
             // SAFETY: fresh frames, mapped writable, nobody else's.
             unsafe {
@@ -328,7 +369,7 @@ mod shared {
             let mut state = STATE.lock();
             let block = Block {
                 extent,
-                orphan: false,
+                owner: Owner::Here,
             };
             if frames >> COUNT_BITS != 0 || state.blocks.try_push(block).is_err() {
                 // SAFETY: just taken.
@@ -337,7 +378,7 @@ mod shared {
             }
             state.note();
             drop(state);
-            for n in 0..frames {
+            for n in 0..granted {
                 let Some(page) = extent.part(n, 1) else { break };
                 let mut state = STATE.lock();
                 let mut result = state.table.grant(page.start(), domid, access(n));
@@ -358,13 +399,20 @@ mod shared {
             Ok(Self { extent, grefs })
         }
 
+        /// Takes a block that came with a device; its frames are granted by these. `None` if it is
+        /// not offered.
+        pub fn adopt(_: Committed, extent: Extent, grefs: Vec<GrantRef>) -> Option<Self> {
+            let taken = STATE.lock().pass(extent, Owner::Offered, Owner::Here);
+            taken.then_some(Self { extent, grefs })
+        }
+
         /// The frames.
         #[must_use]
         pub fn extent(&self) -> Extent {
             self.extent
         }
 
-        /// The grant of the `n`th frame.
+        /// The grant of the `n`th frame, of those that are granted.
         #[must_use]
         pub fn gref(&self, n: usize) -> Option<GrantRef> {
             self.grefs.get(n).copied()
@@ -374,9 +422,7 @@ mod shared {
     impl Drop for SharedPages {
         fn drop(&mut self) {
             let mut state = STATE.lock();
-            for block in &mut state.blocks {
-                block.orphan |= block.extent == self.extent;
-            }
+            state.pass(self.extent, Owner::Here, Owner::Gone);
             state.reap();
         }
     }
@@ -386,13 +432,14 @@ mod shared {
         STATE.lock().reap()
     }
 
-    /// Takes over the table of the image before: its frames, and the blocks it had granted, which
-    /// are free as soon as the devices they belong to are closed.
+    /// Takes over the table of the image before: its frames, and the blocks it had granted. Those of
+    /// devices that are `offered` wait for whoever adopts these, the others are free as soon as the
+    /// devices they belong to are closed.
     ///
     /// # Safety
     /// `frames` are the table's, in order, mapped writable for as long as this image runs; `blocks`
     /// are kept, and nobody's but the other domain's.
-    pub unsafe fn adopt(frames: &[Gfn], blocks: &[Extent]) {
+    pub unsafe fn adopt(frames: &[Gfn], blocks: &[Extent], offered: impl Fn(Extent) -> bool) {
         let mut state = STATE.lock();
         for gfn in frames {
             state.add_frame(*gfn);
@@ -401,9 +448,31 @@ mod shared {
             .blocks
             .extend(blocks.iter().take(MAX_BLOCKS).map(|extent| Block {
                 extent: *extent,
-                orphan: true,
+                owner: match offered(*extent) {
+                    true => Owner::Offered,
+                    false => Owner::Gone,
+                },
             }));
         state.note();
+    }
+
+    /// Nobody adopts the device that this block came with.
+    pub fn abandon(_: Committed, extent: Extent) {
+        STATE.lock().pass(extent, Owner::Offered, Owner::Gone);
+    }
+
+    /// Whether the first frames of a block are granted to `domid` by these entries, as `access` says.
+    pub fn check(
+        extent: Extent,
+        grefs: impl IntoIterator<Item = GrantRef>,
+        domid: DomId,
+        access: impl Fn(u64) -> Access,
+    ) -> bool {
+        let state = STATE.lock();
+        (0..).zip(grefs).all(|(n, gref)| {
+            let page = extent.part(n, 1);
+            page.is_some_and(|p| state.table.is_granted(gref, p.start(), domid, access(n)))
+        })
     }
 
     /// Frames of the table, for the next image and its page tables. Takes no lock.
@@ -440,7 +509,7 @@ mod shared {
         Granted {
             grants: state.table.used(),
             blocks: state.blocks.len(),
-            orphans: state.blocks.iter().filter(|b| b.orphan).count(),
+            orphans: state.orphans(),
         }
     }
 }
@@ -473,9 +542,15 @@ mod tests {
         );
         assert_eq!(entry.frame.load(Ordering::Relaxed), 0x1234);
         assert_eq!(entry.domid.load(Ordering::Relaxed), 7);
+        let is = |n, domid, access| table.is_granted(gref, gfn(n), DomId(domid), access);
+        assert!(is(0x1234, 7, Access::Read));
+        assert!(!is(0x1235, 7, Access::Read) && !is(0x1234, 8, Access::Read));
+        assert!(!is(0x1234, 7, Access::Write));
+        assert!(!table.is_granted(GrantRef(9999), gfn(0x1234), DomId(7), Access::Read));
         for bit in [1 << 3, 1 << 4] {
             entry.flags.fetch_or(bit, Ordering::Relaxed);
             assert_eq!(table.revoke(gref), Err(InUse));
+            assert!(table.is_granted(gref, gfn(0x1234), DomId(7), Access::Read));
             assert_ne!(entry.flags.load(Ordering::Relaxed) & PERMIT_ACCESS, 0);
             while let Ok(other) = table.grant(gfn(1), DomId(0), Access::Write) {
                 assert_ne!(other, gref);

@@ -426,11 +426,7 @@ struct EvtchnStatus {
     u: [u32; 2],
 }
 
-/// `EVTCHNOP_status`: whether the port is bound to anything.
-///
-/// # Errors
-/// `EINVAL` past the last port that Xen has made room for.
-pub fn is_bound(_: Committed, port: Port) -> Result<bool, XenError> {
+fn status(_: Committed, port: Port) -> Result<EvtchnStatus, XenError> {
     let mut s = EvtchnStatus {
         dom: DOMID_SELF,
         port: port.0,
@@ -438,5 +434,24 @@ pub fn is_bound(_: Committed, port: Port) -> Result<bool, XenError> {
     };
     // SAFETY: the structure is `evtchn_status`.
     unsafe { hypercall(EVENT_CHANNEL_OP, 5, arg(&mut s), 0) }?;
-    Ok(s.status != 0)
+    Ok(s)
+}
+
+/// `EVTCHNOP_status`: whether the port is bound to anything.
+///
+/// # Errors
+/// `EINVAL` past the last port that Xen has made room for.
+pub fn is_bound(token: Committed, port: Port) -> Result<bool, XenError> {
+    status(token, port).map(|s| s.status != 0)
+}
+
+/// `EVTCHNOP_status`: the domain at the port's other end, if it has one.
+///
+/// # Errors
+/// `EINVAL` past the last port that Xen has made room for.
+pub fn remote(token: Committed, port: Port) -> Result<Option<u16>, XenError> {
+    /// `EVTCHNSTAT_interdomain`
+    const INTERDOMAIN: u32 = 2;
+    // `u.interdomain`: the domain in the first 16 bits, then its port.
+    status(token, port).map(|s| (s.status == INTERDOMAIN).then_some(s.u[0] as u16))
 }

@@ -334,20 +334,21 @@ impl<S: Service> Server<S> {
 impl<S: Service<Session: Serialize + DeserializeOwned>> Server<S> {
     /// Takes what the image before has [handed over](Server::hand_over) by `name`: the connections
     /// are this server's from then on, and the listener is to be [run](Server::run) with. `None` if
-    /// there is nothing, as when it crashed.
+    /// there is nothing: this is the first image, or the one before crashed.
     ///
     /// # Errors
     /// See [`AdoptError`]; what came is lost then, so on trial it is to be refused.
     pub fn take(
         &self,
-        before: &mut Incoming,
+        before: &mut Option<Incoming>,
         name: &str,
     ) -> Result<Option<TcpListener>, AdoptError> {
         type Came<D> = (Socket<TcpListener>, Handover<D>);
-        let (listener, handover) = match before.take::<Came<S::Session>>(name) {
-            Ok(came) => came,
-            Err(TakeError::Missing { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(before) = before else {
+            return Ok(None);
+        };
+        let Some((listener, handover)) = before.take_if_any::<Came<S::Session>>(name)? else {
+            return Ok(None);
         };
         self.adopt(handover)?;
         Ok(Some(listener.into_inner()))

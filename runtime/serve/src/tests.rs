@@ -440,7 +440,7 @@ fn pass(server: &Server<Lines>, listener: &TcpListener) -> (Server<Lines>, TcpLi
         .unwrap();
     play::values(&out);
     let next = Server::new(lines(LONG), CONFIG).unwrap();
-    let mut before = segue::handover().unwrap();
+    let mut before = segue::handover();
     let listener = next.take(&mut before, "lines").unwrap().unwrap();
     (next, listener)
 }
@@ -617,9 +617,7 @@ fn what_is_being_sent_and_not_known_is_refused() {
             ..lines(LONG)
         };
         let next = Server::new(other, CONFIG).unwrap();
-        let error = next
-            .take(&mut segue::handover().unwrap(), "lines")
-            .unwrap_err();
+        let error = next.take(&mut segue::handover(), "lines").unwrap_err();
         assert_eq!(
             error,
             AdoptError::Unknown {
@@ -640,7 +638,7 @@ fn what_is_no_server_is_said_to_be_so_and_nothing_is_none() {
     out.put("lines", "text").unwrap();
     play::values(&out);
     let server = Server::new(lines(LONG), CONFIG).unwrap();
-    let mut before = segue::handover().unwrap();
+    let mut before = segue::handover();
     assert!(server.take(&mut before, "others").unwrap().is_none());
     let error = server.take(&mut before, "lines").unwrap_err();
     assert!(

@@ -1,6 +1,5 @@
 //! Sockets as values.
 
-use super::FINISH;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{self, Serialize, Serializer};
 use std::fmt;
@@ -15,6 +14,8 @@ mod platform;
 #[cfg(target_os = "hermit")]
 #[path = "socket/on_xen.rs"]
 mod platform;
+
+pub(super) use platform::finish;
 
 /// More than a ticket needs.
 const ROOM: usize = 256;
@@ -118,8 +119,6 @@ impl<T: AsFd + sealed::Sealed> Serialize for Socket<T> {
 
 impl<'de, T: Kind> Deserialize<'de> for Socket<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Those that nobody takes are closed in the end.
-        let _ = FINISH.set(platform::finish);
         deserializer.deserialize_bytes(Taking(PhantomData))
     }
 }

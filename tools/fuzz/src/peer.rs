@@ -20,6 +20,15 @@ pub const WE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1000 * MS;
 
+/// As little of TCP as there can be.
+pub fn no_tcp() -> tcp::Config {
+    tcp::Config {
+        max_connections: 1,
+        buffer_memory: 8 << 10,
+        ..tcp::Config::default()
+    }
+}
+
 /// What lies on the wire.
 #[derive(Debug, Default)]
 pub struct Wire {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::{Event, Guest, Kind, Run, events, tail};
 use crate::test::{Case, Shared, case, parts_add_up, powered_off};
@@ -56,6 +56,34 @@ fn beside<T>(
     })
 }
 
+/// A client with one connection that asks line by line, until it is stopped.
+fn lines(address: &str, stop: &str) -> String {
+    format!(
+        "python3 - <<'END'\n\
+         import os, socket, time\n\
+         while not os.path.exists('{stop}'):\n\
+         \x20try:\n\
+         \x20 s = socket.create_connection(('{address}', 80), timeout=2)\n\
+         \x20 break\n\
+         \x20except OSError:\n\
+         \x20 time.sleep(0.2)\n\
+         s.settimeout(30)\n\
+         f = s.makefile('r')\n\
+         count, longest = 0, 0\n\
+         while not os.path.exists('{stop}'):\n\
+         \x20start = time.time()\n\
+         \x20s.sendall(b'line %d\\n' % count)\n\
+         \x20line = f.readline()\n\
+         \x20if not line: break\n\
+         \x20assert line == 'line %d\\n' % count, line\n\
+         \x20longest = max(longest, time.time() - start)\n\
+         \x20count += 1\n\
+         \x20time.sleep(0.005)\n\
+         print('lines=%d longest_ms=%d end' % (count, longest * 1000))\n\
+         END\n"
+    )
+}
+
 /// Many generations, each of which somebody in dom0 has asked which one it is.
 fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
     let images = [&s.images.stdtest, &s.images.stdtest_next];
@@ -65,10 +93,15 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
         .cmdline(format!("-- --switch-every 0 --until {until}"));
     let client = |stop: &str| {
         format!(
-            "last=\nwhile [ ! -e {stop} ]; do\n\
+            "(while [ ! -e {stop} ] && ! ping -c 1 -W 1 {address} > /dev/null; do :; done\n\
+             exec ping -n -i 0.05 -W 30 {address}) > /tmp/ping-{address} & ping=$!\n\
+             ({lines}) > /tmp/lines-{address} 2>&1 & lines=$!\n\
+             last=\nwhile [ ! -e {stop} ]; do\n\
              new=$(curl -s --connect-timeout 3 -m 20 http://{address}/)\n\
              if [ \"$new\" ] && [ \"$new\" != \"$last\" ]; then echo $new; last=$new; fi\n\
-             sleep 0.1\ndone\n"
+             sleep 0.1\ndone\n\
+             kill -INT $ping; wait $lines; cat /tmp/lines-{address}\nsed -n 's/.*icmp_seq=\\([0-9]*\\).*/seq=\\1/p' /tmp/ping-{address}\n",
+            lines = lines(address, stop)
         )
     };
     let (run, said) = beside(s, address, client, || guest.run(&s.xen))?;
@@ -90,6 +123,22 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
     let second = run.one("stdtest: audit=devices generation=2 ")?;
     let last = run.one(&format!("stdtest: audit=devices generation={until} "))?;
     run.explain(same(&second, &last))?;
+    run.explain(adopted(&run, until))?;
+    let line = said.lines().find(|l| l.starts_with("lines="));
+    let all = run.events("stdtest: devices connections=");
+    let kept = all
+        .skip(1)
+        .all(|e| e.number("connections").is_ok_and(|n| n >= 1));
+    run.check(kept, || "the connection did not last".into())?;
+    s.note(format!(
+        "{kind}: a connection that lasted: {}",
+        line.unwrap_or(&said)
+    ));
+    let (answers, longest) = answered(&said).map_err(|e| e.context(tail(run.lines())))?;
+    s.note(format!(
+        "{kind}: {answers} pings, 20 a second, over {} switches: at most {longest} lost in a row",
+        until - 1
+    ));
     s.note(format!(
         "{kind}: {} switches with a network device; it is up again after {} ms (median); blackout {} us (median); {}",
         until - 1,
@@ -98,6 +147,35 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
         last.text
     ));
     Ok(())
+}
+
+/// The device was connected once, and each later image has gone on with its rings, grants and ports.
+fn adopted(run: &Run, until: u64) -> Result<()> {
+    let count = |start| run.events(start).count() as u64;
+    ensure!(
+        count("segue: vif=0 connected") == 1 && count("segue: vif=0 disconnected") == 0,
+        "the device was connected more than once"
+    );
+    let adopted = count("segue: vif=0 adopted");
+    ensure!(adopted == until - 1, "{adopted} times adopted");
+    let mut nodes = run.events("stdtest: vif=0 nodes=");
+    let first = nodes.next().context("no nodes")?;
+    for other in nodes {
+        other.is("nodes", first.get("nodes")?)?;
+    }
+    Ok(())
+}
+
+/// How many pings were answered, and how many were not in a row, between the first and the last.
+fn answered(said: &str) -> Result<(usize, u64)> {
+    let seqs = said
+        .lines()
+        .filter_map(|l| l.strip_prefix("seq=")?.parse().ok());
+    let seqs: Vec<u64> = seqs.collect();
+    let gaps = seqs.windows(2).map(|w| w[1].saturating_sub(w[0] + 1));
+    let longest = gaps.max().context("no ping was answered")?;
+    ensure!(longest == 0, "{longest} pings in a row were not answered");
+    Ok((seqs.len(), longest))
 }
 
 /// An audit is what another was.
@@ -145,31 +223,7 @@ fn fails(s: &Shared, kind: Kind, address: &str) -> Result<()> {
         .module(&s.images.stdtest_bundles)
         .network(address)
         .cmdline(format!("-- --fail {ROUNDS}"));
-    let client = |stop: &str| {
-        format!(
-            "python3 - <<'END'\n\
-             import os, socket, time\n\
-             while not os.path.exists('{stop}'):\n\
-             \x20try:\n\
-             \x20 s = socket.create_connection(('{address}', 80), timeout=2)\n\
-             \x20 break\n\
-             \x20except OSError:\n\
-             \x20 time.sleep(0.2)\n\
-             s.settimeout(30)\n\
-             f = s.makefile('r')\n\
-             count, longest = 0, 0\n\
-             while not os.path.exists('{stop}'):\n\
-             \x20start = time.time()\n\
-             \x20s.sendall(b'line %d\\n' % count)\n\
-             \x20line = f.readline()\n\
-             \x20assert line == 'line %d\\n' % count, line\n\
-             \x20longest = max(longest, time.time() - start)\n\
-             \x20count += 1\n\
-             \x20time.sleep(0.005)\n\
-             print('lines=%d longest_ms=%d end' % (count, longest * 1000))\n\
-             END\n"
-        )
-    };
+    let client = |stop: &str| lines(address, stop);
     let (lines, said) = beside(s, address, client, || {
         let mut domain = guest.start(&s.xen)?;
         domain.wait_for("stdtest: devices trials are over")?;

@@ -2,33 +2,40 @@
 //!
 //! A device has one block of granted frames: two rings, and a page for each of their slots, which
 //! stay granted as long as the device is connected. So sending costs a copy and no grant, and
-//! receiving neither.
+//! receiving neither. A frame behind them is granted to nobody: there the driver puts down what
+//! another image needs to go on with the device in the middle of everything (`private.rs`).
 
+pub mod private;
 pub mod ring;
 
 #[cfg(target_os = "hermit")]
 pub(super) use driver::Status;
 #[cfg(target_os = "hermit")]
-pub use driver::{Idle, Netfront, NetfrontError, Settings};
+pub use driver::{Idle, Netfront, NetfrontError, Settings, check_offered};
 
 #[cfg(target_os = "hermit")]
 mod driver {
+    use super::private::{self, Damage, Fixed, Moving};
     use super::ring::{
         Buffers, PAGE, Page, RxRing, SLOTS, Throttle, TxFeatures, TxRing, Violation,
     };
+    use crate::devices::handed::{self, Device, NET};
+    use crate::memory::Extent;
     pub use crate::net::nic::Idle;
     use crate::net::nic::{Caps, Nic, RxMeta, SendError, TxMeta};
     use crate::xen::console::println;
-    use crate::xen::grant::{Access, DomId, GrantError, GrantRef, SharedPages};
+    use crate::xen::grant::{self, Access, DomId, GrantError, GrantRef, SharedPages};
     use crate::xen::hypercall::{self, Port, XenError};
     use crate::xen::{Committed, events};
     use alloc::sync::Arc;
     use core::fmt;
     use core::sync::atomic::{AtomicBool, Ordering};
 
-    /// Frames of a device's block: two rings, then a page for each slot of the tx ring, then of
-    /// the rx ring.
-    const FRAMES: u64 = 2 + 2 * SLOTS as u64;
+    /// Frames of a device's block that are granted: two rings, then a page for each slot of the tx
+    /// ring, then of the rx ring.
+    const FRAMES: u64 = private::GRANTED as u64;
+    /// Frames behind them that are not.
+    const PRIVATE: u64 = 1;
     const TX_PAGES: u64 = 2;
     const RX_PAGES: u64 = 2 + SLOTS as u64;
     /// Most payload of a frame to be cut: the longest frame less the longest headers.
@@ -51,6 +58,35 @@ mod driver {
         pub csum6: bool,
         /// It has an event channel for each ring (`feature-split-event-channels`).
         pub split: bool,
+    }
+
+    // The backend only reads frames to send.
+    fn access(n: u64) -> Access {
+        match n {
+            TX_PAGES..RX_PAGES => Access::Read,
+            _ => Access::Write,
+        }
+    }
+
+    /// Why a device does not go on in this image.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Unfit {
+        /// What the image before says of it can't be used.
+        Damage(Damage),
+        /// It says of it what the record does not.
+        Record,
+        /// Its backend had broken the protocol.
+        Failed,
+    }
+
+    impl fmt::Display for Unfit {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self {
+                Self::Damage(d) => write!(f, "{d}"),
+                Self::Record => f.write_str("its data and the record do not agree"),
+                Self::Failed => f.write_str("its backend had broken the protocol"),
+            }
+        }
     }
 
     /// Why a device was not connected.
@@ -86,10 +122,79 @@ mod driver {
 
     impl Pages {
         fn ptr(&self, page: u16) -> *mut u8 {
-            let n = self.first + u64::from(page) % u64::from(SLOTS);
-            let extent = self.block.extent();
-            // `new` made the block long enough: the part is always there.
-            extent.part(n, 1).unwrap_or(extent).addr().as_ptr()
+            frame(
+                self.block.extent(),
+                self.first + u64::from(page) % u64::from(SLOTS),
+            )
+        }
+    }
+
+    /// The `n`th frame of a block.
+    fn frame(block: Extent, n: u64) -> *mut u8 {
+        // Blocks are long enough: the part is always there.
+        block.part(n, 1).unwrap_or(block).addr().as_ptr()
+    }
+
+    /// What the image before says of a device.
+    ///
+    /// # Errors
+    /// It can't be used.
+    fn read(device: &Device) -> Result<(Fixed, Moving), Unfit> {
+        if device.version != private::VERSION {
+            return Err(Unfit::Damage(Damage::Version(device.version)));
+        }
+        if device.block.frames() != FRAMES + PRIVATE || device.private != PRIVATE {
+            return Err(Unfit::Record);
+        }
+        // SAFETY: a frame that is handed over, mapped readable, and written by nobody.
+        let bytes = unsafe { &*frame(device.block, FRAMES).cast::<private::Frame>() };
+        let fixed = private::fixed(bytes).map_err(Unfit::Damage)?;
+        let moving = private::moving(bytes).map_err(Unfit::Damage)?;
+        match device.ports == ports_of(fixed.tx_port, fixed.rx_port) {
+            true => Ok((fixed, moving)),
+            false => Err(Unfit::Record),
+        }
+    }
+
+    fn ports_of(tx: u32, rx: u32) -> [u32; 2] {
+        [tx, if rx == tx { 0 } else { rx }]
+    }
+
+    /// Says whether all devices that came with the switch can go on here, as far as that can be seen
+    /// on trial.
+    ///
+    /// # Errors
+    /// Which cannot, and why.
+    pub fn check_offered() -> Result<(), impl fmt::Display> {
+        for device in handed::offered() {
+            if device.kind == NET
+                && let Err(why) = read(&device)
+            {
+                let at = device.block.start();
+                return Err(fmt::from_fn(move |f| {
+                    write!(f, "a network device can't go on, block={at:?}: {why}")
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// In prepare, by the image that hands it over: its grants and ports are what they should be.
+    fn audit(token: Committed, device: &Device) -> Result<(), &'static str> {
+        // SAFETY: the device is this image's; its private frame's fixed part is written once.
+        let bytes = unsafe { &*frame(device.block, FRAMES).cast::<private::Frame>() };
+        let fixed = private::fixed(bytes).map_err(|_| "its data is damaged")?;
+        let backend = DomId(fixed.backend);
+        if !device
+            .ports()
+            .all(|p| events::is_connected(token, Port(p), backend))
+        {
+            return Err("its backend is not at its ports");
+        }
+        let grefs = fixed.grefs.iter().copied().map(GrantRef);
+        match grant::check(device.block, grefs, backend, access) {
+            true => Ok(()),
+            false => Err("its grants are not its own"),
         }
     }
 
@@ -130,6 +235,7 @@ mod driver {
     #[derive(Debug)]
     pub struct Netfront {
         vif: u32,
+        backend: DomId,
         caps: Caps,
         token: Committed,
         // The rings are used only while `block` is there.
@@ -145,6 +251,8 @@ mod driver {
         blocked: bool,
         tell_tx: bool,
         tell_rx: bool,
+        /// What the private frame says is so.
+        frozen: bool,
     }
 
     impl Netfront {
@@ -158,20 +266,11 @@ mod driver {
             settings: Settings,
             status: Arc<Status>,
         ) -> Result<Self, NetfrontError> {
-            // The backend only reads frames to send.
-            let access = |n| match n {
-                TX_PAGES..RX_PAGES => Access::Read,
-                _ => Access::Write,
-            };
-            let block = Arc::new(SharedPages::new(token, FRAMES, settings.backend, access)?);
+            let frames = (FRAMES, PRIVATE);
+            let block = Arc::new(SharedPages::new(token, frames, settings.backend, access)?);
             let pages = |first| Pages {
                 block: Arc::clone(&block),
                 first,
-            };
-            let ring = |n: u16| -> &'static Page {
-                // SAFETY: a frame of the block, which lives as long as the rings; all its words are
-                // atomics.
-                unsafe { &*pages(0).ptr(n).cast::<Page>() }
             };
             let alloc =
                 || events::open(token, settings.backend, on_event).map_err(NetfrontError::Port);
@@ -184,20 +283,25 @@ mod driver {
                 Some(Ok(port)) => port,
                 None => tx_port,
             };
-            let caps = Caps {
-                mac: settings.mac,
-                mtu: settings.mtu,
-                csum_tx: settings.csum4,
-                csum6_tx: settings.csum6,
-                gso4_max: gso_max(settings.tx.gso4 && settings.csum4 && settings.tx.sg),
-                gso6_max: gso_max(settings.tx.gso6 && settings.csum6 && settings.tx.sg),
-            };
-            Ok(Self {
+            let fixed = Fixed {
                 vif,
-                caps,
+                backend: settings.backend.0,
+                mtu: settings.mtu,
+                mac: settings.mac,
+                tx: settings.tx,
+                csum4: settings.csum4,
+                csum6: settings.csum6,
+                tx_port: tx_port.0,
+                rx_port: rx_port.0,
+                grefs: core::array::from_fn(|n| block.gref(n).unwrap_or(GrantRef(0)).0),
+            };
+            let device = Self {
+                vif,
+                backend: settings.backend,
+                caps: caps(&fixed),
                 token,
-                tx: TxRing::new(ring(0), pages(TX_PAGES), settings.tx),
-                rx: RxRing::new(ring(1), pages(RX_PAGES)),
+                tx: TxRing::new(ring(&block, 0), pages(TX_PAGES), settings.tx),
+                rx: RxRing::new(ring(&block, 1), pages(RX_PAGES)),
                 block: Arc::clone(&block),
                 tx_port,
                 rx_port,
@@ -208,7 +312,98 @@ mod driver {
                 blocked: false,
                 tell_tx: false,
                 tell_rx: true,
-            })
+                frozen: false,
+            };
+            private::connect(device.private(), &fixed);
+            Ok(device)
+        }
+
+        /// Goes on with a device of the image before, which its backend does not notice: no
+        /// hypercall is made. Its rings are to be looked at once: what came before this is not told.
+        ///
+        /// # Errors
+        /// It can't go on: then it is nobody's.
+        pub(crate) fn adopt(
+            token: Committed,
+            device: &Device,
+            status: Arc<Status>,
+        ) -> Result<Self, Unfit> {
+            let (fixed, moving) = read(device)?;
+            if moving.failed {
+                return Err(Unfit::Failed);
+            }
+            let grefs = fixed.grefs.iter().copied().map(GrantRef).collect();
+            let block = SharedPages::adopt(token, device.block, grefs);
+            let block = Arc::new(block.ok_or(Unfit::Record)?);
+            let pages = |first| Pages {
+                block: Arc::clone(&block),
+                first,
+            };
+            let tx = TxRing::adopt(ring(&block, 0), pages(TX_PAGES), fixed.tx, &moving.tx);
+            let rx = RxRing::adopt(ring(&block, 1), pages(RX_PAGES), &moving.rx);
+            let rings = tx.zip(rx);
+            let (tx, rx) = rings.ok_or(Unfit::Damage(Damage::Rings))?;
+            for port in device.ports() {
+                events::adopt(Port(port), on_event);
+            }
+            let device = Self {
+                vif: fixed.vif,
+                backend: DomId(fixed.backend),
+                caps: caps(&fixed),
+                token,
+                tx,
+                rx,
+                block: Arc::clone(&block),
+                tx_port: Port(fixed.tx_port),
+                rx_port: Port(fixed.rx_port),
+                status,
+                failed: None,
+                throttle: Throttle::default(),
+                worked: false,
+                blocked: moving.blocked,
+                tell_tx: false,
+                tell_rx: false,
+                frozen: true,
+            };
+            device.can_go_on();
+            Ok(device)
+        }
+
+        /// Both sides are connected: from now on a switch takes the device along.
+        pub(crate) fn can_go_on(&self) {
+            let device = Device {
+                block: self.block.extent(),
+                private: PRIVATE,
+                kind: NET,
+                version: private::VERSION,
+                ports: ports_of(self.tx_port.0, self.rx_port.0),
+            };
+            handed::add(device, audit);
+        }
+
+        /// The domain it lives in.
+        pub(crate) fn backend(&self) -> DomId {
+            self.backend
+        }
+
+        /// Its frames.
+        pub(crate) fn block(&self) -> Extent {
+            self.block.extent()
+        }
+
+        /// The frame that no other domain may use.
+        #[expect(clippy::mut_from_ref, reason = "a frame beside the device, as it were")]
+        fn private(&self) -> &mut private::Frame {
+            // SAFETY: a frame of the block that is granted to nobody and that nobody else here
+            // writes; `audit` reads another part of it.
+            unsafe { &mut *frame(self.block.extent(), FRAMES).cast::<private::Frame>() }
+        }
+
+        /// The device is used again, in this image or in the one that has adopted it.
+        fn wake(&mut self) {
+            if core::mem::take(&mut self.frozen) {
+                private::wake(self.private());
+            }
         }
 
         /// Number of the device: N of `device/vif/N`.
@@ -250,7 +445,26 @@ mod driver {
                 self.vif
             );
             self.failed = Some(violation);
+            // In the next image it gets another chance.
+            handed::remove(self.block());
             self.ports().for_each(events::mask);
+        }
+    }
+
+    /// A ring's page.
+    fn ring(block: &SharedPages, n: u64) -> &'static Page {
+        // SAFETY: a frame of the block, which lives as long as the rings; all its words are atomics.
+        unsafe { &*frame(block.extent(), n).cast::<Page>() }
+    }
+
+    fn caps(fixed: &Fixed) -> Caps {
+        Caps {
+            mac: fixed.mac,
+            mtu: fixed.mtu,
+            csum_tx: fixed.csum4,
+            csum6_tx: fixed.csum6,
+            gso4_max: gso_max(fixed.tx.gso4 && fixed.csum4 && fixed.tx.sg),
+            gso6_max: gso_max(fixed.tx.gso6 && fixed.csum6 && fixed.tx.sg),
         }
     }
 
@@ -274,6 +488,7 @@ mod driver {
                 // The link is down: frames are lost, as on a wire.
                 return Ok(());
             }
+            self.wake();
             match self.tx.send(pieces, meta) {
                 Ok(result) => {
                     self.blocked = result == Err(SendError::Full);
@@ -294,6 +509,7 @@ mod driver {
             if !self.usable() {
                 return 0;
             }
+            self.wake();
             let count = self.rx.receive(budget, each).unwrap_or_else(|violation| {
                 self.fail(violation);
                 0
@@ -311,6 +527,7 @@ mod driver {
             if !self.usable() {
                 return;
             }
+            self.wake();
             self.tell_tx |= self.tx.publish();
             let (tx, rx) = (
                 core::mem::take(&mut self.tell_tx),
@@ -324,7 +541,21 @@ mod driver {
             }
         }
 
+        fn freeze(&mut self) {
+            // What is written is shown: the next image has nothing to tell of.
+            self.flush();
+            let moving = Moving {
+                tx: self.tx.state(),
+                rx: self.rx.state(),
+                blocked: self.blocked,
+                failed: !self.usable(),
+            };
+            private::rest(self.private(), &moving);
+            self.frozen = true;
+        }
+
         fn idle(&mut self, now: u64) -> Idle {
+            self.wake();
             if self.status.stopped.load(Ordering::Acquire) {
                 return Idle::Gone;
             }
@@ -357,6 +588,7 @@ mod driver {
 
     impl Drop for Netfront {
         fn drop(&mut self) {
+            handed::remove(self.block());
             for port in self.ports() {
                 events::close(self.token, port);
             }

@@ -114,7 +114,45 @@ struct Front<'a> {
     consumed: u32,
 }
 
+/// How far our side of a ring is: what is not in its page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Indices {
+    /// `req_prod_pvt`: requests written.
+    pub written: u32,
+    /// Requests the backend may see.
+    pub published: u32,
+    /// `rsp_cons`
+    pub consumed: u32,
+}
+
+impl Indices {
+    /// Slots without an answer; `None` if the indices make no sense.
+    fn used(self) -> Option<u32> {
+        let used = self.written.wrapping_sub(self.consumed);
+        let seen = self.published.wrapping_sub(self.consumed);
+        (used <= SLOTS && seen <= used).then_some(used)
+    }
+}
+
 impl<'a> Front<'a> {
+    fn indices(&self) -> Indices {
+        Indices {
+            written: self.written,
+            published: self.published,
+            consumed: self.consumed,
+        }
+    }
+
+    /// Goes on where another image was; the page is left as it is.
+    fn adopt(page: &'a Page, indices: Indices) -> Self {
+        Self {
+            page,
+            written: indices.written,
+            published: indices.published,
+            consumed: indices.consumed,
+        }
+    }
+
     fn new(page: &'a Page) -> Self {
         for word in page {
             word.store(0, Ordering::Relaxed);
@@ -197,7 +235,70 @@ pub struct TxRing<'a, B> {
     pub errors: u64,
 }
 
+/// Our side of a tx ring, for another image to go on with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxState {
+    /// How far it is.
+    pub indices: Indices,
+    /// A bit for each page that is out.
+    pub out: [u64; SLOTS as usize / 64],
+    /// Slots of extra information that are not answered.
+    pub extras: u32,
+    /// Frames that the backend did not send.
+    pub errors: u64,
+}
+
+impl TxState {
+    fn is_out(&self, id: u16) -> bool {
+        let word = self.out.get(usize::from(id) / 64);
+        word.is_some_and(|w| w & 1 << (id % 64) != 0)
+    }
+
+    /// Whether a ring can be so: each slot without an answer has its page, or is extra information.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let out: u32 = self.out.iter().map(|w| w.count_ones()).sum();
+        self.indices
+            .used()
+            .is_some_and(|used| out.checked_add(self.extras) == Some(used))
+    }
+}
+
 impl<'a, B: Buffers> TxRing<'a, B> {
+    /// What another image has to know to go on.
+    #[must_use]
+    pub fn state(&self) -> TxState {
+        let mut out = [0; SLOTS as usize / 64];
+        for (id, is_out) in self.out.iter().enumerate() {
+            out[id / 64] |= u64::from(*is_out) << (id % 64);
+        }
+        TxState {
+            indices: self.front.indices(),
+            out,
+            extras: self.extras,
+            errors: self.errors,
+        }
+    }
+
+    /// Goes on where another image was; the page is left as it is. `None` if no ring is so.
+    pub fn adopt(
+        page: &'a Page,
+        buffers: B,
+        features: TxFeatures,
+        state: &TxState,
+    ) -> Option<Self> {
+        let ids = 0..SLOTS as u16;
+        state.is_sound().then(|| Self {
+            front: Front::adopt(page, state.indices),
+            buffers,
+            features,
+            free: ids.rev().filter(|id| !state.is_out(*id)).collect(),
+            out: core::array::from_fn(|id| state.is_out(id as u16)),
+            extras: state.extras,
+            errors: state.errors,
+        })
+    }
+
     /// Starts the ring; the page is cleared.
     pub fn new(page: &'a Page, buffers: B, features: TxFeatures) -> Self {
         Self {
@@ -399,7 +500,47 @@ pub struct RxRing<'a, B> {
     pub errors: u64,
 }
 
+/// Our side of an rx ring, for another image to go on with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RxState {
+    /// How far it is.
+    pub indices: Indices,
+    /// Slots of a frame whose last one is not there yet.
+    pub partial: u32,
+    /// Frames that were not received.
+    pub errors: u64,
+}
+
+impl RxState {
+    /// Whether a ring can be so: every page is posted.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.indices.used() == Some(SLOTS) && self.partial <= SLOTS
+    }
+}
+
 impl<'a, B: Buffers> RxRing<'a, B> {
+    /// What another image has to know to go on.
+    #[must_use]
+    pub fn state(&self) -> RxState {
+        RxState {
+            indices: self.front.indices(),
+            partial: self.partial,
+            errors: self.errors,
+        }
+    }
+
+    /// Goes on where another image was; the page is left as it is. `None` if no ring is so.
+    pub fn adopt(page: &'a Page, buffers: B, state: &RxState) -> Option<Self> {
+        state.is_sound().then(|| Self {
+            front: Front::adopt(page, state.indices),
+            buffers,
+            head: [0; HEAD],
+            partial: state.partial,
+            errors: state.errors,
+        })
+    }
+
     /// Starts the ring with every page posted; the ring's page is cleared.
     pub fn new(page: &'a Page, buffers: B) -> Self {
         let mut ring = Self {

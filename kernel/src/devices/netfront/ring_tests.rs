@@ -296,6 +296,118 @@ proptest! {
     }
 }
 
+/// Another image's sides of both rings, from what this one writes down.
+fn go_on<'a>(
+    (tx, rx): (&TxRing<'a, Pages>, &RxRing<'a, Pages>),
+    (tx_page, rx_page): (&'a Page, &'a Page),
+    pages: &Pages,
+) -> (TxRing<'a, Pages>, RxRing<'a, Pages>) {
+    use super::super::private;
+    let mut frame = [0; PAGE];
+    let (tx, rx) = (tx.state(), rx.state());
+    let said = private::Moving {
+        tx,
+        rx,
+        ..private::Moving::default()
+    };
+    private::rest(&mut frame, &said);
+    let read = private::moving(&frame).unwrap();
+    assert_eq!(read, said);
+    (
+        TxRing::adopt(tx_page, pages.clone(), ALL, &read.tx).unwrap(),
+        RxRing::adopt(rx_page, pages.clone(), &read.rx).unwrap(),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Rings that go from image to image at any moment, with the backend at work all the time: each
+    /// frame comes once, whole and in order, both ways, and no slot or page is lost.
+    #[test]
+    fn rings_go_on_in_another_image(steps in proptest::collection::vec((0u8..7, 14usize..9000, 0usize..6), 1..200)) {
+        let (tx_page, rx_page) = (page(), page());
+        // Those of the two directions.
+        let (tx_pages, rx_pages) = (Pages::new(), Pages::new());
+        let mut tx = TxRing::new(&tx_page, tx_pages.clone(), ALL);
+        let mut rx = RxRing::new(&rx_page, rx_pages.clone());
+        let mut tx_back = Back::new(&tx_page, TX_STRIDE, &tx_pages);
+        let mut rx_back = Back::new(&rx_page, RX_STRIDE, &rx_pages);
+        let mut sent = std::collections::VecDeque::new();
+        let mut coming = std::collections::VecDeque::new();
+        for (n, (what, len, count)) in steps.into_iter().enumerate() {
+            match what {
+                0 | 1 => {
+                    let data = pattern(len, n as u8);
+                    let gso = (what == 1).then_some((Gso::Tcp4, 1000));
+                    let meta = TxMeta { csum_blank: what == 1, gso };
+                    if tx.send(&[&data], meta).unwrap().is_ok() { sent.push_back(data); }
+                }
+                2 => { tx.publish(); }
+                3 => for _ in 0..count {
+                    if tx_back.requests() == 0 { break; }
+                    prop_assert_eq!(Some(tx_back.take_frame().0), sent.pop_front());
+                },
+                4 => tx_back.push(),
+                5 => {
+                    // A frame of a few slots, of which the last may be shown later.
+                    let slots = count.max(1) as u32;
+                    let posted = rx_page[REQ_PROD].load(Ordering::SeqCst);
+                    if posted.wrapping_sub(rx_back.rsp_prod) >= slots {
+                        let mut whole = Vec::new();
+                        for slot in 0..slots {
+                            let data = pattern(len.min(PAGE), (n as u8) ^ (slot as u8));
+                            let more = if slot + 1 < slots { RXF_MORE_DATA } else { 0 };
+                            rx_back.rx_data(0, more, &data);
+                            if len.is_multiple_of(2) || more == 0 { rx_back.push(); }
+                            whole.extend(data);
+                        }
+                        coming.push_back(whole);
+                    }
+                }
+                _ => {
+                    for (frame, _, _) in collect(&mut rx, count).unwrap() {
+                        prop_assert_eq!(Some(frame), coming.pop_front());
+                    }
+                    if len.is_multiple_of(2) { rx.publish(); }
+                }
+            }
+            if n % 3 == 0 {
+                let pages = (&tx_page as &Page, &rx_page as &Page);
+                tx = go_on((&tx, &rx), pages, &tx_pages).0;
+                rx = go_on((&tx, &rx), pages, &rx_pages).1;
+            }
+        }
+        tx.publish();
+        while tx_back.requests() != 0 {
+            prop_assert_eq!(Some(tx_back.take_frame().0), sent.pop_front());
+        }
+        tx_back.push();
+        tx.reclaim().unwrap();
+        prop_assert_eq!((sent.len(), tx.free.len(), tx.extras, tx.front.room()), (0, SLOTS as usize, 0, SLOTS));
+        for (frame, _, _) in collect(&mut rx, 1000).unwrap() {
+            prop_assert_eq!(Some(frame), coming.pop_front());
+        }
+        prop_assert_eq!(coming.len(), 0);
+        rx.publish();
+        prop_assert_eq!(rx.front.published.wrapping_sub(rx.front.consumed), SLOTS);
+    }
+
+    /// No ring is made of what none can be.
+    #[test]
+    fn states_that_cannot_be_are_refused(written: u32, published: u32, consumed: u32, out: [u64; 4], extras: u32) {
+        let page = page();
+        let indices = Indices { written, published, consumed };
+        let state = TxState { indices, out, extras, errors: 0 };
+        if let Some(mut tx) = TxRing::adopt(&page, Pages::new(), ALL, &state) {
+            prop_assert_eq!(tx.state(), state);
+            let _ = tx.send(&[&pattern(5000, 1)], TxMeta::default());
+        }
+        let state = RxState { indices, partial: extras, errors: 0 };
+        prop_assert_eq!(RxRing::adopt(&page, Pages::new(), &state).is_some(), state.is_sound());
+    }
+}
+
 fn rx_violation(play: impl FnOnce(&mut Back<'_>)) -> Violation {
     let (ring, pages) = (page(), Pages::new());
     let mut rx = RxRing::new(&ring, pages.clone());

@@ -172,7 +172,10 @@ impl Engine {
         } else if !self.is_free(now, &tuple) {
             return Err(Error::AddrInUse);
         }
-        let slot = self.blocks.take().ok_or(Error::NoBuffers)?;
+        let slot = self
+            .blocks
+            .take(self.buffers.arena())
+            .ok_or(Error::NoBuffers)?;
         let iss = self.secrets.isn(now, &tuple);
         self.prepare(now, slot, &tuple, iss, options, &path);
         let block = &mut self.blocks[slot];

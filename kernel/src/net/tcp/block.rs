@@ -10,7 +10,7 @@ use super::seq::Seq;
 use super::wire::TIMESTAMPS_LEN;
 
 /// Changes with the layout or the meaning of [`Block`].
-pub const BLOCK_VERSION: u32 = 1;
+pub const BLOCK_VERSION: u32 = 2;
 
 /// A timer that is not set.
 pub const OFF: u64 = u64::MAX;
@@ -114,6 +114,8 @@ pub const CWND_LIMITED: u32 = 1 << 19;
 pub const PASSIVE: u32 = 1 << 20;
 /// Keep-alive is on.
 pub const KEEPALIVE: u32 = 1 << 21;
+
+const FLAGS: u32 = (1 << 22) - 1;
 
 /// Three duplicate acknowledgements, or so many ranges, mean a loss (RFC 5681, RFC 6675).
 pub const DUP_THRESH: u32 = 3;
@@ -368,6 +370,112 @@ impl Block {
             ooo: Ranges::new(),
             sacked: Ranges::new(),
         }
+    }
+
+    /// Whether it is free.
+    pub const fn is_vacant(&self) -> bool {
+        self.state.0 == State::CLOSED.0 && self.has(ORPHAN) && !self.has(RST_DUE)
+    }
+
+    /// What is wrong with a block that another image has written, beside its rings' places; `size`
+    /// tells a ring's. What this lets pass can send nonsense, but not make the engine panic or
+    /// loop: so whatever arithmetic elsewhere takes for granted is asked for here.
+    pub fn check(&self, size: impl Fn(u32) -> u32) -> Result<(), &'static str> {
+        const FAR: u32 = 1 << 30;
+        let ensure = |good: bool, what| if good { Ok(()) } else { Err(what) };
+        ensure(self.state.0 <= State::TIME_WAIT.0, "state")?;
+        ensure(self.recovery.0 <= Recovery::LOSS.0, "recovery")?;
+        ensure(self.flags & !FLAGS == 0, "flags")?;
+        if self.is_vacant() {
+            return ensure(self.rx == NONE && self.tx == NONE, "rings of none");
+        }
+        let (closed, opening) = match self.state {
+            State::CLOSED => (true, false),
+            State::SYN_SENT | State::SYN_RECEIVED => (false, true),
+            _ => (false, false),
+        };
+        let held = self.readable_end() - self.rcv_read;
+        ensure(held <= size(self.rx), "bytes received")?;
+        if closed {
+            return ensure(self.tx == NONE && self.deadline() == OFF, "ended");
+        }
+        let tuple = &self.tuple;
+        ensure(
+            super::addr::is_v4(tuple.local) == super::addr::is_v4(tuple.remote)
+                && super::addr::is_unicast(super::addr::ip(tuple.remote))
+                && tuple.local_port != 0
+                && tuple.remote_port != 0,
+            "addresses",
+        )?;
+        ensure(self.snd_scale <= 14 && self.rcv_scale <= 14, "scale")?;
+        let sizes = [self.mss, self.peer_mss, self.own_mss];
+        ensure(sizes.into_iter().all(|mss| mss >= 88), "segment size")?;
+        ensure(
+            self.gso_max <= 1 << 18 && self.rcv_mss <= 1 << 18,
+            "segment size",
+        )?;
+        let limits = [self.tx_max, self.rx_max];
+        let sane = limits.into_iter().all(|max| max > 0 && max <= 16 << 20);
+        ensure(sane, "ring limits")?;
+        ensure(self.snd_wnd <= FAR && self.max_snd_wnd <= FAR, "window")?;
+        ensure(opening || self.window.is_sane(), "congestion window")?;
+        let times = [self.srtt, self.rttvar];
+        ensure(
+            times.into_iter().all(|time| time < 1 << 60),
+            "round-trip time",
+        )?;
+        // Backed off it must neither be 0 nor overflow.
+        ensure((1_000_000..1 << 42).contains(&self.rto), "time-out")?;
+        ensure(
+            self.keep_at == OFF || self.keep_interval >= 1_000_000,
+            "keep-alive",
+        )?;
+
+        let flight = self.snd_nxt - self.snd_una;
+        let queued = (self.snd_end + 1) - self.snd_una;
+        ensure(flight <= FAR && queued <= FAR, "sequence numbers to send")?;
+        let fin = u32::from(self.has(FIN_SENT));
+        ensure(self.snd_nxt.le(self.snd_end + fin), "sequence numbers sent")?;
+        let first = self.snd_una == self.iss && self.snd_nxt == self.iss + 1;
+        ensure(!opening || first, "SYN's sequence number")?;
+        ensure(self.unacked() <= size(self.tx), "bytes to send")?;
+        ensure(
+            self.state != State::TIME_WAIT || (self.tx == NONE && self.life_at != OFF),
+            "TIME-WAIT",
+        )?;
+        ensure(self.sacked.is_sane(self.snd_una, self.snd_nxt), "SACK")?;
+        if self.recovery != Recovery::OPEN {
+            let edges = [self.high_rxt, self.lost_edge, self.recover, self.rxt_mark];
+            let sane = edges.into_iter().all(|edge| edge.le(self.snd_nxt));
+            ensure(
+                sane && self.high_rxt - self.snd_una <= flight,
+                "recovery's edges",
+            )?;
+        }
+        let waits = self.state.sends() && flight > 0;
+        ensure(!waits || self.rto_at != OFF, "retransmission timer")?;
+
+        let stored = self.ooo.end().unwrap_or(self.readable_end());
+        ensure(
+            stored - self.rcv_read <= size(self.rx),
+            "bytes out of order",
+        )?;
+        ensure(
+            self.ooo.is_empty() || self.ooo.is_sane(self.rcv_nxt, stored),
+            "ranges out of order",
+        )?;
+        let told = self.rcv_adv.max(self.rcv_nxt) - self.rcv_nxt;
+        ensure(
+            told <= FAR && stored.le(self.rcv_adv.max(self.rcv_nxt)),
+            "window told",
+        )?;
+        let unread = self.rcv_nxt - self.last_ack;
+        ensure(
+            self.state == State::SYN_SENT || unread <= FAR,
+            "acknowledged",
+        )?;
+        let fin = !self.has(FIN_SEEN) || (self.has(FIN_KNOWN) && self.fin_seq + 1 == self.rcv_nxt);
+        ensure(fin, "FIN")
     }
 
     /// Whether any of these flags is set.

@@ -1,30 +1,23 @@
-//! The connections' bytes: rings whose sizes are powers of two, handed out by number. The byte with
+//! The connections' bytes: rings whose sizes are powers of two, pieces of the arena. The byte with
 //! sequence number `s` lies at `s` modulo the ring's size, so a ring needs no head and no tail.
 //!
-//! Rings that are given back are kept for the next taker of their size. What is handed out and kept
-//! stays below a limit; nothing but what was written is ever read from a ring, so none is cleared.
+//! What is handed out stays below a limit; nothing but what was written is ever read from a ring, so
+//! none is cleared.
 
-use alloc::vec::Vec;
-
+pub use super::arena::NONE;
+use super::arena::{self, Arena};
 use super::seq::Seq;
 
-/// No ring.
-pub const NONE: u32 = u32::MAX;
 /// Size of the smallest ring, bytes; class `c` has this size times 2^c.
-pub const SMALLEST: u32 = 2048;
+pub const SMALLEST: u32 = arena::UNIT as u32;
 /// Sizes of rings.
-pub const CLASSES: u8 = 16;
+pub const CLASSES: u8 = arena::ORDERS;
 
 /// All rings.
 #[derive(Debug)]
 pub struct Buffers {
-    rings: Vec<Vec<u8>>,
-    /// By class: rings that nobody uses.
-    kept: [Vec<u32>; CLASSES as usize],
-    /// Numbers without a ring.
-    vacant: Vec<u32>,
+    arena: Arena,
     used: usize,
-    held: usize,
     limit: usize,
 }
 
@@ -43,16 +36,30 @@ pub const fn size_of_class(class: u8) -> u32 {
 }
 
 impl Buffers {
-    /// Rings of at most `limit` bytes together.
-    pub fn new(limit: usize) -> Self {
-        Self {
-            rings: Vec::new(),
-            kept: [const { Vec::new() }; CLASSES as usize],
-            vacant: Vec::new(),
-            used: 0,
-            held: 0,
-            limit,
-        }
+    /// Rings in this arena, of at most `limit` bytes together.
+    pub fn new(arena: Arena, limit: usize) -> Self {
+        let used = 0;
+        Self { arena, used, limit }
+    }
+
+    /// So many bytes of rings are in use: they came with a switch.
+    pub fn set_used(&mut self, used: usize) {
+        self.used = used;
+    }
+
+    /// Where they lie.
+    pub fn arena(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+
+    /// Gives the arena back.
+    pub fn into_arena(self) -> Arena {
+        self.arena
+    }
+
+    /// Bytes of the arena that nobody uses.
+    pub fn free_bytes(&self) -> usize {
+        self.arena.free_bytes()
     }
 
     /// Bytes of the rings in use.
@@ -60,62 +67,33 @@ impl Buffers {
         self.used
     }
 
-    /// Whether more than three quarters of the limit are in use.
+    /// Whether more than three quarters of what there is for rings are in use.
     pub fn is_short(&self) -> bool {
-        self.used > self.limit / 4 * 3
+        self.used > self.limit / 4 * 3 || self.arena.free_bytes() < self.limit / 4
     }
 
     /// A ring of this class.
     pub fn take(&mut self, class: u8) -> Option<u32> {
         let size = size_of_class(class) as usize;
-        let kept = self.kept.get_mut(class as usize)?;
-        if let Some(number) = kept.pop() {
-            self.used += size;
-            return Some(number);
+        if self.used + size > self.limit {
+            return None;
         }
-        if self.held + size > self.limit {
-            self.drop_kept();
-            if self.held + size > self.limit {
-                return None;
-            }
-        }
-        let mut ring = Vec::new();
-        ring.try_reserve_exact(size).ok()?;
-        ring.resize(size, 0);
-        self.held += size;
+        let number = self.arena.take_ring(class)?;
         self.used += size;
-        if let Some(number) = self.vacant.pop() {
-            self.rings[number as usize] = ring;
-            return Some(number);
-        }
-        self.rings.push(ring);
-        Some((self.rings.len() - 1) as u32)
+        Some(number)
     }
 
     /// Gives a ring back; [`NONE`] is none.
     pub fn give(&mut self, number: u32) {
-        if number != NONE {
-            let size = self.size(number);
-            self.used -= size as usize;
-            self.kept[class_for(size) as usize].push(number);
-        }
-    }
-
-    fn drop_kept(&mut self) {
-        for kept in &mut self.kept {
-            for number in kept.drain(..) {
-                let ring = core::mem::take(&mut self.rings[number as usize]);
-                self.held -= ring.len();
-                self.vacant.push(number);
-            }
+        let size = self.size(number) as usize;
+        if self.arena.give_ring(number) {
+            self.used -= size;
         }
     }
 
     /// A ring's size; 0 of [`NONE`].
     pub fn size(&self, number: u32) -> u32 {
-        self.rings
-            .get(number as usize)
-            .map_or(0, |ring| ring.len() as u32)
+        self.arena.size(number)
     }
 
     /// Makes `*number` a ring for `need` bytes that keeps those with the sequence numbers
@@ -137,14 +115,12 @@ impl Buffers {
         let Some(new) = self.take(roomy).or_else(|| self.take(class)) else {
             return false;
         };
-        if *number != NONE {
-            let mut target = core::mem::take(&mut self.rings[new as usize]);
+        if let Some((old, target)) = self.arena.two(*number, new) {
             let mut at = start;
-            for piece in self.pieces(*number, start, end - start) {
-                copy_to_ring(&mut target, at, piece);
+            for piece in pieces(old, start, end - start) {
+                copy_to_ring(target, at, piece);
                 at += piece.len() as u32;
             }
-            self.rings[new as usize] = target;
             self.give(*number);
         }
         *number = new;
@@ -153,23 +129,22 @@ impl Buffers {
 
     /// Puts `bytes` where sequence number `at` lies.
     pub fn write(&mut self, number: u32, at: Seq, bytes: &[u8]) {
-        if let Some(ring) = self.rings.get_mut(number as usize) {
-            copy_to_ring(ring, at, bytes);
-        }
+        copy_to_ring(self.arena.ring_mut(number), at, bytes);
     }
 
     /// The `len` bytes from sequence number `at` on, in order.
     pub fn pieces(&self, number: u32, at: Seq, len: u32) -> [&[u8]; 2] {
-        let Some(ring) = self.rings.get(number as usize) else {
-            return [&[], &[]];
-        };
-        let len = (len as usize).min(ring.len());
-        let start = at.0 as usize & ring.len().wrapping_sub(1);
-        let tail = ring.get(start..).unwrap_or_default();
-        match tail.get(..len) {
-            Some(whole) => [whole, &[]],
-            None => [tail, ring.get(..len - tail.len()).unwrap_or_default()],
-        }
+        pieces(self.arena.ring(number), at, len)
+    }
+}
+
+fn pieces(ring: &[u8], at: Seq, len: u32) -> [&[u8]; 2] {
+    let len = (len as usize).min(ring.len());
+    let start = at.0 as usize & ring.len().wrapping_sub(1);
+    let tail = ring.get(start..).unwrap_or_default();
+    match tail.get(..len) {
+        Some(whole) => [whole, &[]],
+        None => [tail, ring.get(..len - tail.len()).unwrap_or_default()],
     }
 }
 
@@ -186,13 +161,19 @@ fn copy_to_ring(ring: &mut [u8], at: Seq, bytes: &[u8]) {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::arena::Memory;
     use super::*;
+
+    fn buffers(limit: usize) -> Buffers {
+        let memory = Memory::new(arena::len_for(limit, 0)).unwrap();
+        Buffers::new(Arena::new(memory).unwrap(), limit)
+    }
 
     proptest! {
         /// Bytes stay what and where they are while rings grow, whatever their numbers.
         #[test]
         fn grows_without_loss(start: u32, chunks in prop::collection::vec(1usize..3000, 1..12)) {
-            let mut buffers = Buffers::new(1 << 20);
+            let mut buffers = buffers(1 << 20);
             let start = Seq(start);
             let mut ring = NONE;
             let mut all: Vec<u8> = Vec::new();
@@ -210,8 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn limit_holds_and_kept_rings_make_room() {
-        let mut buffers = Buffers::new(8192);
+    fn limit_holds_and_small_rings_make_room() {
+        let mut buffers = buffers(8192);
         let small: Vec<u32> = (0..4).map(|_| buffers.take(0).unwrap()).collect();
         assert_eq!(buffers.take(0), None);
         assert!(buffers.is_short());

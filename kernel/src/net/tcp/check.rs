@@ -2,7 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use super::block::{self, FIN_SENT, OFF, ORPHAN, PASSIVE, QUEUED};
+use super::block::{self, FIN_SENT, OFF, PASSIVE, QUEUED};
 use super::buffers::NONE;
 use super::{ConnId, Engine, State};
 
@@ -15,14 +15,9 @@ impl Engine {
         let mut used = 0;
         let mut half_open = BTreeMap::new();
         let mut time_wait = 0;
-        for slot in 0..u32::MAX {
-            let Some(block) = self.blocks.get(slot) else {
-                break;
-            };
-            if block.state == State::CLOSED && block.has(ORPHAN) && !block.has(block::RST_DUE) {
-                assert_eq!((block.rx, block.tx), (NONE, NONE));
-                continue;
-            }
+        for slot in self.blocks.slots() {
+            let block = &self.blocks[slot];
+            assert!(!block.is_vacant());
             used += 1;
             for (ring, what) in [(block.rx, "rx"), (block.tx, "tx")] {
                 if ring != NONE {

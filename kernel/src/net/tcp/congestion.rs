@@ -64,6 +64,14 @@ impl Window {
         }
     }
 
+    /// Whether it can be a connection's in which data may be sent: another image says so.
+    pub fn is_sane(&self) -> bool {
+        let most = [self.ssthresh, self.w_max, self.w_est, self.prior];
+        // Two segments of any size are allowed beyond it.
+        let limit = MAX_WINDOW + (1 << 20);
+        (1..=limit).contains(&self.cwnd) && most.into_iter().all(|window| window <= limit)
+    }
+
     /// `acked` new bytes have arrived, in order, and the window was what held us back.
     pub fn grow(&mut self, algorithm: Algorithm, now: u64, acked: u32, mss: u32, rtt: u64) {
         let mut acked = acked;

@@ -185,7 +185,11 @@ impl Engine {
         let Some(path) = link.path(addr::ip(tuple.remote)) else {
             return;
         };
-        let slot = if crowded { None } else { self.blocks.take() };
+        let slot = if crowded {
+            None
+        } else {
+            self.blocks.take(self.buffers.arena())
+        };
         let Some(slot) = slot else {
             return self.send_cookie(now, listener_slot, tuple, header, &path, link);
         };
@@ -340,7 +344,7 @@ impl Engine {
             self.stats.listen_overflows += 1;
             return;
         };
-        let Some(slot) = self.blocks.take() else {
+        let Some(slot) = self.blocks.take(self.buffers.arena()) else {
             return;
         };
         self.stats.cookies_in += 1;

@@ -7,7 +7,8 @@
 //!
 //! What holds:
 //! - A connection is a [`block::Block`] of plain numbers in a [`slab::Slab`] that never moves it.
-//!   Its bytes lie in rings named by number ([`buffers`]); one without bytes has no ring.
+//!   Its bytes lie in rings named by number ([`buffers`]); one without bytes has no ring. Both lie in
+//!   one [`arena`], which another image can go on with ([`adopt`]).
 //! - `snd_nxt` never goes back. What is lost is what lies below `lost_edge` and is not SACKed; what
 //!   of it was sent again lies below `high_rxt`.
 //! - Nothing is sent from within a call but answers that belong to no connection. What has to be
@@ -20,7 +21,9 @@
 //! what happens when nothing comes.
 
 mod addr;
+pub mod adopt;
 mod api;
+pub mod arena;
 mod block;
 mod buffers;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -46,6 +49,7 @@ use core::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use self::addr::Tuple;
+use self::arena::{Arena, Memory};
 pub use self::block::{BLOCK_VERSION, State};
 use self::block::{ORPHAN, PASSIVE, QUEUED, READ_SHUT, TOLD};
 use self::buffers::{Buffers, NONE};
@@ -461,8 +465,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without connections. The secret must be random and is nobody else's.
+    /// An engine without connections, in memory of the heap's. The secret must be random and is
+    /// nobody else's.
+    ///
+    /// # Panics
+    /// There is no memory for it.
     pub fn new(config: Config, secret: [u8; 32]) -> Self {
+        let len = arena::len_for(config.buffer_memory, config.max_connections);
+        let arena = Memory::new(len).and_then(Arena::new);
+        Self::over(config, arena.expect("memory for TCP"), secret)
+    }
+
+    /// An engine without connections, in this arena.
+    pub fn over(config: Config, arena: Arena, secret: [u8; 32]) -> Self {
         Self {
             config: Config {
                 send_buffer: sane_size(config.send_buffer),
@@ -474,7 +489,7 @@ impl Engine {
             index: Index::new(),
             listeners: Vec::new(),
             listener_index: Index::new(),
-            buffers: Buffers::new(config.buffer_memory),
+            buffers: Buffers::new(arena, config.buffer_memory),
             timers: Timers::default(),
             queue: VecDeque::new(),
             events: VecDeque::new(),
@@ -485,6 +500,16 @@ impl Engine {
             last_found: NONE,
             stats: Stats::default(),
         }
+    }
+
+    /// The arena, to be sealed for another image.
+    pub fn arena(&mut self) -> &mut Arena {
+        self.buffers.arena()
+    }
+
+    /// Bytes of the arena that nobody uses.
+    pub fn free_bytes(&self) -> usize {
+        self.buffers.free_bytes()
     }
 
     /// The counters.

@@ -57,6 +57,8 @@ impl Engine {
                 self.rearm(id.slot);
             }
         }
+        // Here nobody has the slot of a connection that is gone.
+        self.blocks.trim(self.buffers.arena());
     }
 
     /// The link has room again.

@@ -42,6 +42,24 @@ impl Ranges {
         self.list.get(..self.count as usize).unwrap_or(&self.list)
     }
 
+    /// Whether the list is one, all between `from` and `to`, and no longer than sequence numbers can
+    /// be told apart: another image says so.
+    pub fn is_sane(&self, from: Seq, to: Seq) -> bool {
+        let Some(ranges) = self.list.get(..self.count as usize) else {
+            return false;
+        };
+        let length = to - from;
+        let mut last = None;
+        length <= 1 << 30
+            && ranges.iter().all(|range| {
+                let (start, end) = (range.start - from, range.end - from);
+                // What is acknowledged may end within the first one.
+                let good = last < Some(start) && start < end && end <= length;
+                last = Some(end);
+                good
+            })
+    }
+
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
         self.count == 0

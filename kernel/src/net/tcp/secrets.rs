@@ -42,6 +42,15 @@ impl Secrets {
         }
     }
 
+    /// The random bytes again, for the image that goes on with these connections.
+    pub fn to_bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let (table, other) = bytes.split_at_mut(16);
+        table.copy_from_slice(&self.table);
+        other.copy_from_slice(&self.other);
+        bytes
+    }
+
     /// Where a connection stands in the table.
     pub fn place(&self, tuple: &Tuple) -> u32 {
         let mut hasher = SipHasher13::new_with_key(&self.table);

@@ -1,6 +1,7 @@
 //! Stacks on a simulated wire.
 
 mod garbage;
+mod handover;
 mod services;
 mod sockets;
 mod streams;

@@ -12,7 +12,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire as w;
 use std::sync::Arc;
 
-fn udp(stack: &mut Stack, port: u16) -> UdpId {
+pub fn udp(stack: &mut Stack, port: u16) -> UdpId {
     let id = stack.host.udp.open(Arc::default());
     stack.host.udp.bind(id, At::All, port, false, 0).unwrap();
     id
@@ -171,7 +171,7 @@ fn a_neighbour_that_is_not_there_is_given_up() {
 }
 
 /// A DHCP server's answer to a client's frame.
-fn dhcp_answer(frame: &[u8], your_ip: Ipv4Addr) -> Option<Vec<u8>> {
+pub fn dhcp_answer(frame: &[u8], your_ip: Ipv4Addr) -> Option<Vec<u8>> {
     let server = Ipv4Addr::new(10, 9, 0, 1);
     let h = ip::parse(&frame[14..], frame.len() - 14)?;
     let udp = w::UdpPacket::new_checked(&frame[14 + h.header..]).ok()?;

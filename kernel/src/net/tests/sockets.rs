@@ -6,6 +6,7 @@ use crate::abi::fd::{Object, Ready};
 use crate::abi::socket::{How, Name, SetOption, Socket, Value};
 use crate::net::config::Config;
 use crate::net::socket::{TcpSocket, UdpSocket};
+use crate::net::stack::Stack;
 use crate::net::tcp;
 use core::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn start() {
-    crate::net::start(Config::default(), tcp::Config::default(), [7; 32], |_| {});
+    let make = |now| Stack::new(Config::default(), tcp::Config::default(), [7; 32], now);
+    crate::net::start(make, |_| {});
 }
 
 fn addr(text: &str) -> SocketAddr {

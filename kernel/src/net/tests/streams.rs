@@ -14,13 +14,13 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 use std::sync::{Arc, Mutex};
 
-fn bytes(len: usize, seed: u8) -> Vec<u8> {
+pub fn bytes(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ seed)
         .collect()
 }
 
-fn listen(stack: &mut Stack, at: &str) -> ListenerId {
+pub fn listen(stack: &mut Stack, at: &str) -> ListenerId {
     let options = Options::default();
     stack
         .engine
@@ -28,7 +28,7 @@ fn listen(stack: &mut Stack, at: &str) -> ListenerId {
         .unwrap()
 }
 
-fn connect(stack: &mut Stack, now: u64, to: SocketAddr) -> ConnId {
+pub fn connect(stack: &mut Stack, now: u64, to: SocketAddr) -> ConnId {
     let options = Options::default();
     let Stack { engine, host, .. } = stack;
     let id = engine.connect(now, None, to, &options, host).unwrap();
@@ -38,16 +38,16 @@ fn connect(stack: &mut Stack, now: u64, to: SocketAddr) -> ConnId {
 
 /// One end of a connection that sends and receives as much as it can.
 #[derive(Default)]
-struct Pump {
-    to_send: Vec<u8>,
-    sent: usize,
-    got: Vec<u8>,
-    shut: bool,
-    ended: bool,
+pub struct Pump {
+    pub to_send: Vec<u8>,
+    pub sent: usize,
+    pub got: Vec<u8>,
+    pub shut: bool,
+    pub ended: bool,
 }
 
 impl Pump {
-    fn run(&mut self, stack: &mut Stack, now: u64, id: ConnId) {
+    pub fn run(&mut self, stack: &mut Stack, now: u64, id: ConnId) {
         while self.sent < self.to_send.len() {
             match stack.engine.send(id, &self.to_send[self.sent..]) {
                 Ok(n) => self.sent += n,

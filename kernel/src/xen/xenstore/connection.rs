@@ -16,11 +16,18 @@ const MAX_EVENTS: usize = 512;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestId(u32);
 
+/// What was asked, and in which transaction.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    op: Op,
+    transaction: u32,
+}
+
 #[derive(Debug)]
 enum Slot {
-    Waiting(Op),
+    Waiting(Asked),
     /// Nobody waits any more: the reply is dropped when it comes.
-    Abandoned(Op),
+    Abandoned(Asked),
     Done(Result<Vec<u8>, Refusal>),
 }
 
@@ -35,6 +42,8 @@ pub struct Connection {
     requests: Vec<(u32, Slot)>,
     events: VecDeque<WatchEvent>,
     next_id: u32,
+    /// Transactions that are open, those of an image before included.
+    open: Vec<u32>,
     /// Bytes of a torn reply that are passed over.
     skip: usize,
     /// Replies to requests of an image that has crashed may come.
@@ -53,9 +62,19 @@ impl Connection {
             requests: Vec::new(),
             events: VecDeque::new(),
             next_id: first_id,
+            open: Vec::new(),
             skip: 0,
             lenient: false,
             failed: None,
+        }
+    }
+
+    /// The same, where an image has come to rest: these transactions of its are open.
+    #[must_use]
+    pub fn going_on(first_id: u32, open: Vec<u32>) -> Self {
+        Self {
+            open,
+            ..Self::new(first_id)
         }
     }
 
@@ -102,7 +121,8 @@ impl Connection {
             message.extend(*part);
         }
         self.out.push_back(message);
-        self.requests.push((id, Slot::Waiting(op)));
+        self.requests
+            .push((id, Slot::Waiting(Asked { op, transaction })));
         Ok(RequestId(id))
     }
 
@@ -184,17 +204,32 @@ impl Connection {
         Ok(moved)
     }
 
+    /// Has an event told to whoever fetches them.
+    ///
+    /// # Errors
+    /// There are too many that nobody has fetched.
+    pub fn add_event(&mut self, event: WatchEvent) -> Result<(), Violation> {
+        if self.events.contains(&event) {
+            return Ok(());
+        }
+        if self.events.len() == MAX_EVENTS {
+            return Err(Violation::Events);
+        }
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    /// Transactions that are open.
+    #[must_use]
+    pub fn open(&self) -> &[u32] {
+        &self.open
+    }
+
     fn accept(&mut self, message: Message) -> Result<(), Violation> {
         let Header { op, id, .. } = message.header;
         if op == Op::WatchEvent as u32 {
             let event = WatchEvent::parse(&message.payload).ok_or(Violation::Payload)?;
-            if !self.events.contains(&event) {
-                if self.events.len() == MAX_EVENTS {
-                    return Err(Violation::Events);
-                }
-                self.events.push_back(event);
-            }
-            return Ok(());
+            return self.add_event(event);
         }
         let at = self
             .requests
@@ -207,10 +242,17 @@ impl Connection {
             return Err(Violation::Reply);
         };
         let result = match op {
-            _ if op == asked as u32 => Ok(message.payload),
+            _ if op == asked.op as u32 => Ok(message.payload),
             _ if op == Op::Error as u32 => Err(Refusal::parse(&message.payload)),
             _ => return Err(Violation::Reply),
         };
+        match (asked.op, &result) {
+            (Op::TransactionStart, Ok(payload)) => self.open.extend(number(payload)),
+            (Op::ResetWatches, Ok(_)) => self.open.clear(),
+            // However it ended.
+            (Op::TransactionEnd, _) => self.open.retain(|t| *t != asked.transaction),
+            _ => {}
+        }
         if matches!(self.requests[at].1, Slot::Abandoned(_)) {
             self.requests.swap_remove(at);
         } else {
@@ -239,7 +281,7 @@ impl Connection {
     pub fn abandon(&mut self, id: RequestId) {
         if let Some(at) = self.requests.iter().position(|(i, _)| *i == id.0) {
             match self.requests[at].1 {
-                Slot::Waiting(op) => self.requests[at].1 = Slot::Abandoned(op),
+                Slot::Waiting(asked) => self.requests[at].1 = Slot::Abandoned(asked),
                 Slot::Abandoned(_) => {}
                 Slot::Done(_) => drop(self.requests.swap_remove(at)),
             }
@@ -268,6 +310,12 @@ impl Connection {
                     .iter()
                     .all(|(_, s)| matches!(s, Slot::Done(_))))
     }
+}
+
+/// A transaction's number, as the reply to its start has it.
+pub(super) fn number(payload: &[u8]) -> Option<u32> {
+    let digits = payload.strip_suffix(b"\0").unwrap_or(payload);
+    core::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 impl WatchEvent {

@@ -321,18 +321,27 @@ impl<R: Ring> Client<R> {
     }
 
     /// Has changes of a node, and under it, told as events with `token`; one comes at once
-    /// (`XS_WATCH`).
+    /// (`XS_WATCH`), also where there is such a watch already, of an image before: what it was told
+    /// of last it may not have looked at.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn watch(&self, path: &str, token: &str) -> Result<(), Error> {
-        self.call_path(
-            Op::Watch,
-            Transaction::NONE,
-            path,
-            &[token.as_bytes(), &[0]],
-        )
-        .map(drop)
+        let token_parts = [token.as_bytes(), &[0]];
+        match self.call_path(Op::Watch, Transaction::NONE, path, &token_parts) {
+            Err(Error::Refused(Refusal::Exists)) => {
+                let event = WatchEvent {
+                    path: path.into(),
+                    token: token.into(),
+                };
+                let mut inner = self.inner.lock();
+                inner.connection.add_event(event)?;
+                drop(inner);
+                self.waiters.wake_all();
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 
     /// Ends a watch (`XS_UNWATCH`); an event that is under way may still come.
@@ -359,6 +368,25 @@ impl<R: Ring> Client<R> {
             .map(drop)
     }
 
+    /// Transactions that are open.
+    pub fn open_transactions(&self) -> Vec<u32> {
+        self.inner.lock().connection.open().into()
+    }
+
+    /// Ends transactions that nobody here has begun.
+    ///
+    /// # Errors
+    /// See [`Error`]; that one was not there is none.
+    pub fn end_transactions(&self, open: &[u32]) -> Result<(), Error> {
+        for t in open {
+            match self.call(Op::TransactionEnd, Transaction(*t), &[b"F\0"]) {
+                Ok(_) | Err(Error::Refused(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     /// Runs `f` in a transaction, again when another one came in between. An error of `f` ends the
     /// transaction without effect.
     ///
@@ -370,12 +398,7 @@ impl<R: Ring> Client<R> {
     ) -> Result<T, Error> {
         for _ in 0..TRIES {
             let start = self.call(Op::TransactionStart, Transaction::NONE, &[&[0]])?;
-            let number = start.strip_suffix(b"\0").unwrap_or(&start);
-            let t = core::str::from_utf8(number)
-                .ok()
-                .and_then(|n| n.parse().ok())
-                .map(Transaction)
-                .ok_or(Error::Value)?;
+            let t = Transaction(connection::number(&start).ok_or(Error::Value)?);
             let result = f(t);
             let end: &[u8] = if result.is_ok() { b"T\0" } else { b"F\0" };
             match self.call(Op::TransactionEnd, t, &[end]) {
@@ -457,7 +480,7 @@ fn names(payload: &[u8]) -> Result<Vec<String>, Error> {
 }
 
 #[cfg(target_os = "hermit")]
-pub use shared::{SharedRing, adopt, client, find, home};
+pub use shared::{Before, SharedRing, adopt, before, client, find, home};
 
 #[cfg(target_os = "hermit")]
 mod shared {
@@ -466,6 +489,7 @@ mod shared {
     use crate::memory::Gfn;
     use crate::xen::hypercall::{self, Port};
     use crate::xen::{Committed, events};
+    use alloc::vec::Vec;
     use hermit_sync::OnceCell;
 
     /// The ring page and its port: `HVM_PARAM_STORE_PFN` and `HVM_PARAM_STORE_EVTCHN`.
@@ -525,6 +549,24 @@ mod shared {
     }
 
     static CLIENT: OnceCell<(SharedRing, Client<SharedRing>)> = OnceCell::new();
+    static BEFORE: OnceCell<Before> = OnceCell::new();
+
+    /// What the connection has gone through before this image.
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    pub enum Before {
+        /// Whoever used it has left nothing that this image knows of.
+        Unknown,
+        /// An image has crashed and left this on its way.
+        Crashed(Torn),
+        /// An image has come to rest, and this one goes on with its watches; these transactions of
+        /// its are open.
+        AtRest(Vec<u32>),
+    }
+
+    /// What the connection has gone through, once it is adopted.
+    pub fn before() -> Option<&'static Before> {
+        BEFORE.get()
+    }
 
     /// Asks Xen where the ring is.
     #[must_use]
@@ -540,24 +582,31 @@ mod shared {
         })
     }
 
-    /// Makes `ring` the connection to xenstored; events are handled from here on.
+    /// Makes `ring` the connection to xenstored; events are handled from here on. Makes no hypercall
+    /// where an image has come to rest: its port is open.
     ///
     /// # Safety
     /// Its frame is the xenstore ring, mapped writable for as long as this image runs, and no
-    /// message is under way in it but what `torn` says.
-    pub unsafe fn adopt(token: Committed, ring: SharedRing, generation: u64, torn: Option<Torn>) {
+    /// message is under way in it but what `before` says.
+    pub unsafe fn adopt(token: Committed, ring: SharedRing, generation: u64, before: &Before) {
         let first_id = (generation as u32) << 24 | 1;
-        let connection = match torn {
-            Some(torn) => Connection::after_crash(first_id, torn),
-            None => Connection::new(first_id),
+        let connection = match before {
+            Before::Unknown => Connection::new(first_id),
+            Before::Crashed(torn) => Connection::after_crash(first_id, *torn),
+            Before::AtRest(open) => Connection::going_on(first_id, open.clone()),
         };
         ring.interface().mark_nothing(&MARKS);
         CLIENT.get_or_init(|| (ring, Client::over(ring, connection)));
-        events::handle(token, ring.port, |_| {
+        BEFORE.get_or_init(|| before.clone());
+        let handler = |_| {
             if let Some((_, client)) = CLIENT.get() {
                 client.waiters().wake_all();
             }
-        });
+        };
+        match before {
+            Before::AtRest(_) => events::adopt(ring.port, handler),
+            _ => events::handle(token, ring.port, handler),
+        }
     }
 
     /// The client.

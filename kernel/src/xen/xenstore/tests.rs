@@ -17,6 +17,7 @@ struct Store {
     /// Children in a reply to `XS_DIRECTORY_PART`.
     part: usize,
     ended: Vec<String>,
+    watches: Vec<(String, Vec<u8>)>,
 }
 
 impl Store {
@@ -96,7 +97,9 @@ impl Store {
                     Ok(b"OK\0".to_vec())
                 }
             }
+            4 if self.watches.contains(&(path.clone(), rest.clone())) => Err("EEXIST"),
             4 => {
+                self.watches.push((path.clone(), rest.clone()));
                 self.answer(
                     &Message {
                         header: Header {
@@ -208,6 +211,52 @@ fn watches_give_events() {
     assert_eq!((&*event.path, &*event.token), ("device", "tok"));
     assert_eq!(c.next_event(Some(0), || false), Ok(None));
     assert_eq!(c.next_event(None, || true), Ok(None));
+}
+
+/// An image comes to rest, and another one goes on with its watches: all of them fire once more,
+/// whatever the image before has looked at. What it left open is ended.
+#[test]
+fn another_image_goes_on() {
+    let c = client(Store::default());
+    c.watch("device", "tok").unwrap();
+    let start = |c: &Client<Store>| c.call(Op::TransactionStart, NO, &[&[0]]);
+    let begun = c
+        .inner
+        .lock()
+        .connection
+        .request(Op::TransactionStart, 0, &[&[0]]);
+    c.freeze(now_plus(1000)).unwrap();
+    // Its thread has not even heard that it has begun.
+    assert_eq!(c.open_transactions(), [42]);
+    let ring = {
+        let mut inner = c.inner.lock();
+        assert_eq!(
+            inner.connection.take(begun.unwrap()),
+            Some(Ok(b"42\0".to_vec()))
+        );
+        core::mem::take(&mut inner.ring)
+    };
+    let c = Client::over(ring, Connection::going_on(1 << 24 | 1, vec![42]));
+    assert_eq!(c.next_event(Some(0), || false), Ok(None));
+    for _ in 0..2 {
+        c.watch("device", "tok").unwrap();
+        c.watch("device", "other").unwrap();
+    }
+    for token in ["tok", "other"] {
+        let event = c.next_event(Some(0), || false).unwrap().unwrap();
+        assert_eq!((&*event.path, &*event.token), ("device", token));
+    }
+    assert_eq!(c.next_event(Some(0), || false), Ok(None));
+    // One that is not taken any further is in the next record, too.
+    assert_eq!(c.open_transactions(), [42]);
+    c.end_transactions(&[42]).unwrap();
+    assert_eq!(c.inner.lock().ring.ended, ["F\0"]);
+    assert!(c.open_transactions().is_empty());
+    start(&c).unwrap();
+    assert_eq!(c.open_transactions(), [42]);
+    c.reset_watches().unwrap_err();
+    c.transaction(|_| Ok(())).unwrap();
+    assert!(c.open_transactions().is_empty());
 }
 
 #[test]

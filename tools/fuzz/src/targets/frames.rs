@@ -25,7 +25,7 @@ fn run(input: &[u8]) {
     let mut input = Input(input);
     let config = tcp::Config {
         max_connections: 16,
-        buffer_memory: 256 << 10,
+        buffer_memory: 64 << 10,
         ..tcp::Config::default()
     };
     let line = "segue.ip=10.0.0.1/24,fd00::1/64 segue.dns=10.0.0.2,fd00::53";

@@ -1,5 +1,6 @@
 //! The targets, each in a file of its own.
 
+mod arena;
 mod boot;
 mod bundle;
 mod console;
@@ -20,6 +21,7 @@ use crate::Target;
 
 /// All of them, in the order of their names.
 pub static TARGETS: &[Target] = &[
+    arena::TARGET,
     boot::TARGET,
     bundle::TARGET,
     console::TARGET,
