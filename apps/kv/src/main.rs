@@ -6,6 +6,8 @@
 //! Keys and clients stay when the image is replaced, the keys in the memory they have then:
 //! `--memory` is for the first. With `--replace-at` it replaces itself when it has so many keys, up
 //! to generation 2, if nothing else is said; with `--replace-every` again and again.
+//! `--upgrade ADDRESS:PORT` has the upgrade service there, for the operators in
+//! `/etc/segue/operators.pub`, or the one whose public key is `--operator-key KEY`.
 use kv::store::{Table, TableError};
 use kv::{Counted, Kv, Limits};
 use segue::preserved::CreateError;
@@ -84,6 +86,7 @@ fn serve() -> Result<(), String> {
     Kv::observe(&server);
     let listener = server.take(&mut before, CLIENTS).map_err(said)?;
     app::commit();
+    options.have_upgrades(before.as_mut())?;
     drop(before);
 
     let listener = app::listener(listener, options.listen)?;
