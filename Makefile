@@ -159,7 +159,7 @@ miri: setup ## Host tests of what is handed over, under Miri
 	# Few cases: it is the kind of access that counts here, not the values.
 	export MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-ignore-leaks' PROPTEST_CASES=1
 	cargo +nightly miri test -q --target-dir target/miri -p segue-kernel --lib -- \
-		replace::record replace::region replace::values memory::paging
+		replace::record replace::region replace::values memory::paging net::tcp::arena
 	cargo +nightly miri test -q --target-dir target/miri -p segue --lib
 
 .PHONY: fuzztest

@@ -65,6 +65,9 @@ fn serve() -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
+    // For tests: an image that does not get through its trial.
+    #[cfg(all(feature = "panics", target_os = "hermit"))]
+    assert!(!segue::on_trial(), "this image is no good");
     app::exit("httpd", serve())
 }
 
@@ -78,7 +81,11 @@ mod platform {
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
-    pub const ROOT: &str = "/www";
+    pub const ROOT: &str = if cfg!(feature = "unhealthy") {
+        "/tmp"
+    } else {
+        "/www"
+    };
 
     pub fn content(path: &Path) -> io::Result<&'static [u8]> {
         match path.to_str().and_then(segue::file) {

@@ -307,6 +307,10 @@ fn answer(conn: &Conn) -> std::io::Result<()> {
     let (pending, closing) = &mut *state;
     let mut bytes = [0; 4096];
     let count = (&conn.stream).read(&mut bytes)?;
+    if count == 0 && *closing {
+        // It has its answer.
+        ASKED.fetch_add(1, Ordering::Relaxed);
+    }
     pending.extend_from_slice(&bytes[..count]);
     while let Some(end) = pending.iter().position(|b| *b == b'\n') {
         let line: Vec<u8> = pending.drain(..=end).collect();
@@ -322,7 +326,6 @@ fn answer(conn: &Conn) -> std::io::Result<()> {
                 "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
             )?;
             *closing = true;
-            ASKED.fetch_add(1, Ordering::Relaxed);
         } else {
             (&conn.stream).write_all(&line)?;
         }

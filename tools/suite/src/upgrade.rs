@@ -52,8 +52,10 @@ pub fn cases() -> Vec<Case> {
 /// What the apps are told, to have the service for the operator whose key the command uses.
 pub fn arguments() -> Result<String> {
     let public = format!("{OPERATOR}.pub");
-    let text = std::fs::read_to_string(&public).context(public)?;
-    let key = text.split_whitespace().next().context("no key")?;
+    let text = std::fs::read_to_string(&public).with_context(|| public.clone())?;
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    let key = lines.find_map(|line| line.split_whitespace().next());
+    let key = key.with_context(|| format!("no key in {public}"))?;
     Ok(format!("--upgrade 0.0.0.0:{PORT} --operator-key {key}"))
 }
 

@@ -691,16 +691,21 @@ mod tests {
         Arena::new(Memory::new(len).unwrap()).unwrap()
     }
 
+    /// Under Miri it is the kind of access that counts.
+    const STEPS: usize = if cfg!(miri) { 16 } else { 120 };
+
     proptest! {
         /// Pieces never overlap, keep what is written to them, and are joined when they are free;
         /// who finds those in use finds the same ones free.
         #[test]
-        fn pieces_are_had_once(steps in prop::collection::vec((0u8..6, any::<u8>(), 0usize..40), 1..120)) {
+        fn pieces_are_had_once(steps in prop::collection::vec((0u8..6, any::<u8>(), 0usize..40), 1..STEPS)) {
             let mut arena = arena(400 << 10);
             let all = arena.free_bytes();
             let mut rings: Vec<(u32, u8)> = Vec::new();
             let mut chunks = BTreeMap::new();
             for (order, fill, which) in steps {
+                // Large ones take Miri long to compare.
+                let order = if cfg!(miri) { order & 1 } else { order };
                 if which < 24 {
                     if let Some(name) = arena.take_ring(order) {
                         prop_assert_eq!(arena.ring(name).len(), UNIT << order);
