@@ -305,7 +305,9 @@ impl<'a> Upgrade<'a> {
             Ok(_) => return Err(host.wrong(ClientError::Garbled)),
             Err(error) => return Err(host.wrong(error)),
         }
-        let client = match remote::wait_for_switch(host, client, SWITCH)? {
+        // If the new image never answers, the one before does in the end.
+        let limit = SWITCH + *self.arguments.probation;
+        let client = match remote::wait_for_switch(host, client, limit)? {
             Switched::Gone(client) => client,
             Switched::Stays(stays) => return Err(host.stays(&stays)),
             Switched::Silent => {
@@ -314,7 +316,7 @@ impl<'a> Upgrade<'a> {
                     format!(
                         "{host}: nobody answers since the switch began, {} s ago; nothing was \
                          confirmed{}; look at its console (xl console)",
-                        SWITCH.as_secs(),
+                        limit.as_secs(),
                         self.then()
                     ),
                 ));
