@@ -128,7 +128,7 @@ run: tools ## Run an app on Xen: APP= [VCPUS= MEMORY= TYPE=hvm|pvh CMDLINE= RAMD
 		$(if $(RAMDISK),--ramdisk $(RAMDISK)) --cmdline '$(CMDLINE)'
 
 .PHONY: demo
-demo: tools ## See an image replace itself on a real Xen (three minutes)
+demo: tools ## See servers under load upgraded live on a real Xen (four minutes)
 	@$(suite) demo
 
 .PHONY: test
@@ -177,7 +177,7 @@ check: hosttest tools ## Host tests and one domain (five minutes)
 	echo 'make check: host tests passed, and a domain replaced its image on a real Xen.'
 
 .PHONY: soak
-soak: tools ## An hour of mixed load: memory, grants and ports stay flat [MINUTES=60]
+soak: tools ## An hour of mixed load and 1,000 switches: nothing grows [MINUTES=60]
 	@$(suite) soak $(MINUTES)
 
 .PHONY: bench

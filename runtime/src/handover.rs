@@ -314,6 +314,15 @@ impl Incoming {
         self.block.as_ref()?.as_ref().ok()
     }
 
+    /// How many values came, those that were taken among them.
+    #[cfg_attr(
+        not(target_os = "hermit"),
+        allow(dead_code, reason = "the upgrade service tells it, in a domain")
+    )]
+    pub(crate) fn values(&self) -> usize {
+        self.block().map_or(0, |block| block.names().count())
+    }
+
     /// The schema that the image before has set; 0 if it has set none.
     #[must_use]
     pub fn schema(&self) -> u32 {

@@ -47,6 +47,7 @@ pub use segue_kernel as kernel;
 mod domain;
 pub mod handover;
 pub mod preserved;
+pub mod upgrade;
 
 #[cfg(target_os = "hermit")]
 pub use domain::*;

@@ -5,7 +5,9 @@
 //!
 //! In an image the root is `/www` of its file tree (`apps/httpd/files/www`); on a host, where it
 //! is for trying out, it is `apps/httpd/files/www` itself. Clients stay when the image is replaced,
-//! in the middle of a file, too, if the next image has the same.
+//! in the middle of a file, too, if the next image has the same. `--upgrade ADDRESS:PORT` has the
+//! upgrade service there, for the operators in `/etc/segue/operators.pub`, or the one whose public
+//! key is `--operator-key KEY`.
 use httpd::{Gauge, Http, Limits, Site};
 use segue_serve::Server;
 use segue_serve::app::{self, Options};
@@ -46,6 +48,7 @@ fn serve() -> Result<(), String> {
     Http::observe(&server);
     let listener = server.take(&mut before, CLIENTS).map_err(said)?;
     app::commit();
+    options.have_upgrades(before.as_mut())?;
     drop(before);
 
     let listener = app::listener(listener, options.listen)?;
@@ -62,6 +65,9 @@ fn serve() -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
+    // For tests: an image that does not get through its trial.
+    #[cfg(all(feature = "panics", target_os = "hermit"))]
+    assert!(!segue::on_trial(), "this image is no good");
     app::exit("httpd", serve())
 }
 
@@ -75,7 +81,11 @@ mod platform {
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
-    pub const ROOT: &str = "/www";
+    pub const ROOT: &str = if cfg!(feature = "unhealthy") {
+        "/tmp"
+    } else {
+        "/www"
+    };
 
     pub fn content(path: &Path) -> io::Result<&'static [u8]> {
         match path.to_str().and_then(segue::file) {

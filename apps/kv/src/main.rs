@@ -6,6 +6,8 @@
 //! Keys and clients stay when the image is replaced, the keys in the memory they have then:
 //! `--memory` is for the first. With `--replace-at` it replaces itself when it has so many keys, up
 //! to generation 2, if nothing else is said; with `--replace-every` again and again.
+//! `--upgrade ADDRESS:PORT` has the upgrade service there, for the operators in
+//! `/etc/segue/operators.pub`, or the one whose public key is `--operator-key KEY`.
 use kv::store::{Table, TableError};
 use kv::{Counted, Kv, Limits};
 use segue::preserved::CreateError;
@@ -64,17 +66,14 @@ fn serve() -> Result<(), String> {
     // On trial: what was handed over and can't be used is an error, and the image before goes on
     // with its keys and clients.
     let mut before = segue::handover();
-    let mut table = match Table::take().map_err(said)? {
+    let table = match Table::take().map_err(said)? {
         Some(table) => table,
         None => {
             app::commit();
             new_table(memory).map_err(said)?
         }
     };
-    let (memory, keys) = {
-        let store = table.open();
-        (store.memory(), store.len())
-    };
+    let (memory, keys) = table.size();
     let mut kv = Kv::new(table, Limits::new(memory), platform::now).on_platform(platform::info);
     if let Some(before) = &mut before {
         let counted = before.take_if_any(COUNTED).map_err(said)?;
@@ -84,6 +83,7 @@ fn serve() -> Result<(), String> {
     Kv::observe(&server);
     let listener = server.take(&mut before, CLIENTS).map_err(said)?;
     app::commit();
+    options.have_upgrades(before.as_mut())?;
     drop(before);
 
     let listener = app::listener(listener, options.listen)?;

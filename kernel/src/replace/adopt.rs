@@ -16,6 +16,7 @@ use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, TablePool};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE, PhysAddr, heap};
+use crate::replace::figures::{self, Figures, MAX_REASON};
 use crate::replace::park::{self, Park, Phase};
 use crate::replace::placed::Place;
 use crate::replace::record::{Kind, MAX_KEPT, Record, RecordError};
@@ -67,9 +68,6 @@ fn stumble(at: u64, here: Place) {
         unsafe { core::arch::asm!("ud2") };
     }
 }
-
-/// Longest reason of a crash, in bytes.
-const MAX_REASON: usize = 400;
 
 /// What the image before had of other domains.
 #[derive(Debug, Default)]
@@ -555,24 +553,38 @@ fn report(
         at => time(Phase::Begin).saturating_sub(at),
     };
     let count = |i: usize| baton.counters[i].load(Ordering::Relaxed);
+    let figures = figures::note(Figures {
+        from: machine.generation - 1,
+        to: machine.generation,
+        at_ns: time(Phase::Adopt),
+        blackout_us: us(Phase::Begin, Phase::Adopt),
+        parts: [
+            ("quiesce", us(Phase::Begin, Phase::Quiesce)),
+            ("relocate", us(Phase::Quiesce, Phase::Relocate)),
+            ("jump", us(Phase::Relocate, Phase::Jump)),
+            ("start", us(Phase::Jump, Phase::Start)),
+            ("restore", us(Phase::Start, Phase::Restore)),
+            ("commit", us(Phase::Restore, Phase::Commit)),
+            ("adopt", us(Phase::Commit, Phase::Adopt)),
+        ],
+        before_us: us(Phase::Call, Phase::Begin),
+        stopped_us: stopped / 1000,
+        hypercalls: count(0) + after.hypercalls,
+        regions: came,
+        crashed: crashed.and_then(|reason| ArrayString::from(reason).ok()),
+    });
+    let [quiesce, relocate, jump, start, restore, commit, adopt] = figures.parts.map(|(_, us)| us);
     println!(
-        "segue: switch from={} to={} blackout_us={} quiesce_us={} relocate_us={} jump_us={} start_us={} restore_us={} commit_us={} adopt_us={} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} stopped_us={} image={}",
-        machine.generation - 1,
-        machine.generation,
-        us(Phase::Begin, Phase::Adopt),
-        us(Phase::Begin, Phase::Quiesce),
-        us(Phase::Quiesce, Phase::Relocate),
-        us(Phase::Relocate, Phase::Jump),
-        us(Phase::Jump, Phase::Start),
-        us(Phase::Start, Phase::Restore),
-        us(Phase::Restore, Phase::Commit),
-        us(Phase::Commit, Phase::Adopt),
+        "segue: switch from={} to={} blackout_us={} quiesce_us={quiesce} relocate_us={relocate} jump_us={jump} start_us={start} restore_us={restore} commit_us={commit} adopt_us={adopt} p2m_updates={} hypercalls={} exits={} vcpus={} before_us={} stopped_us={} image={}",
+        figures.from,
+        figures.to,
+        figures.blackout_us,
         count(2) + after.p2m_updates,
-        count(0) + after.hypercalls,
+        figures.hypercalls,
         count(1) + after.exits,
         smp::online(),
-        us(Phase::Call, Phase::Begin),
-        stopped / 1000,
+        figures.before_us,
+        figures.stopped_us,
         ImageName,
     );
     if let Some(reason) = crashed {

@@ -25,6 +25,8 @@ pub mod adopt;
 #[cfg(target_os = "hermit")]
 pub mod fallback;
 #[cfg(target_os = "hermit")]
+pub mod figures;
+#[cfg(target_os = "hermit")]
 pub mod live;
 #[cfg(target_os = "hermit")]
 pub mod park;

@@ -2,6 +2,7 @@
 //! the domain, and replacing themselves on demand, for tests.
 
 use crate::{Config, Server, Service};
+use segue::handover::Incoming;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,11 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 /// What all of them understand.
-pub const USAGE: &str =
-    "--listen ADDRESS:PORT, --threads N, --replace-every MS, --until GENERATION";
+pub const USAGE: &str = "--listen ADDRESS:PORT, --threads N, --replace-every MS, --until GENERATION, \
+     --upgrade ADDRESS:PORT, --operator-key KEY";
 
 /// What the command line says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// `--listen`.
     pub listen: SocketAddr,
@@ -23,6 +24,11 @@ pub struct Options {
     pub until: Option<u64>,
     /// `--replace-every`.
     pub replace_every: Option<Duration>,
+    /// `--upgrade`: where the upgrade service is.
+    pub upgrade: Option<SocketAddr>,
+    /// `--operator-key`: the public key of its operator, in place of those in
+    /// `/etc/segue/operators.pub`.
+    pub operator: Option<String>,
 }
 
 /// The value of an option.
@@ -50,6 +56,8 @@ impl Options {
             config: Config::default(),
             until: None,
             replace_every: None,
+            upgrade: None,
+            operator: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(option) = words.next() {
@@ -64,6 +72,10 @@ impl Options {
                     let ms = value(&option, &word, "number of ms")?;
                     options.replace_every = Some(Duration::from_millis(ms));
                 }
+                "--upgrade" => {
+                    options.upgrade = Some(value(&option, &word, "ADDRESS:PORT")?);
+                }
+                "--operator-key" => options.operator = Some(word),
                 _ if other(&option, &word)? => {}
                 _ => {
                     return Err(format!("unknown option {option}; there are {usage}{USAGE}"));
@@ -96,6 +108,20 @@ impl Options {
                 replace(name, failures);
             }
         })
+    }
+}
+
+impl Options {
+    /// Has the upgrade service, if `--upgrade` says so. After the commit, and before `before` is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub fn have_upgrades(&self, before: Option<&mut Incoming>) -> Result<(), String> {
+        let Some(address) = self.upgrade else {
+            return Ok(());
+        };
+        platform::have_upgrades(address, self.operator.as_deref(), before)
     }
 }
 
@@ -162,7 +188,23 @@ pub fn at_the_end(f: impl FnOnce() + Send + 'static) -> Result<(), String> {
 
 #[cfg(target_os = "hermit")]
 mod platform {
+    use super::{Incoming, SocketAddr};
+    use segue::upgrade::Config;
     pub use segue::{commit, generation};
+
+    pub fn have_upgrades(
+        address: SocketAddr,
+        operator: Option<&str>,
+        before: Option<&mut Incoming>,
+    ) -> Result<(), String> {
+        let config = Config::new(address);
+        let config = match operator {
+            Some(key) => config.operators(key),
+            None => config.image_operators(),
+        };
+        let config = config.map_err(|error| error.to_string())?;
+        segue::upgrade::listen(config, before).map_err(|error| error.to_string())
+    }
 
     pub fn refuse(why: &str) {
         if segue::on_trial() {
@@ -198,6 +240,14 @@ mod platform {
     }
 
     pub const fn refuse(_: &str) {}
+
+    pub fn have_upgrades(
+        _: super::SocketAddr,
+        _: Option<&str>,
+        _: Option<&mut super::Incoming>,
+    ) -> Result<(), String> {
+        Err("--upgrade: only in a domain".into())
+    }
 
     pub fn replace(name: &str, _: u64) {
         println!("{name}: only in a domain");

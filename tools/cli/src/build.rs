@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use segue_image::{App, build_app, keys};
 
-use crate::output::outln;
+use crate::image::Shown;
+use crate::output::{outln, print_json};
 
 /// Build an app: its image, bundle and xl configurations.
 ///
@@ -37,7 +38,7 @@ pub struct Arguments {
     out: PathBuf,
 }
 
-pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let trust = match &arguments.trust {
         Some(path) => keys::read_trust(path).context("nothing was built")?,
         None => Vec::new(),
@@ -51,6 +52,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         out_dir: arguments.out,
         folder: ".".into(),
     })?;
+    if json {
+        let configs = [report.hvm_config.path, report.pvh_config.path];
+        print_json(&Shown::of(&report.files).with_configs(configs))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let manifest = &report.files.manifest;
     outln!("{} {}:", manifest.name, manifest.version)?;
     crate::image::print(&report.files)?;

@@ -9,8 +9,9 @@ use segue_image::keys;
 use segue_kernel::image::{
     Bundle, Manifest, Name, Policy, PublicKey, Scope, Statement, is_semantic,
 };
+use serde::Serialize;
 
-use crate::output::outln;
+use crate::output::{outln, print_json};
 
 /// Longest time that a statement may be good for.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -48,17 +49,33 @@ pub struct Arguments {
     output: PathBuf,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+/// What was written.
+#[derive(Serialize)]
+struct Written<'a> {
+    file: &'a Path,
+    expires: u64,
+    key: String,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let out = &arguments.output;
     let statement = statement(arguments).context("no statement was written")?;
     let key = keys::read_private(&arguments.key).context("no statement was written")?;
     segue_image::write(out, &statement.sign(&key)).context("no statement was written")?;
+    let key = PublicKey::of(&key).id();
+    if json {
+        print_json(&Written {
+            file: out,
+            expires: statement.expires,
+            key: key.to_string(),
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let end = SystemTime::UNIX_EPOCH + Duration::from_secs(statement.expires);
     outln!(
-        "{}: good until {}, signed with key {}",
+        "{}: good until {}, signed with key {key}",
         out.display(),
-        humantime::format_rfc3339_seconds(end),
-        PublicKey::of(&key).id()
+        humantime::format_rfc3339_seconds(end)
     )?;
     Ok(ExitCode::SUCCESS)
 }

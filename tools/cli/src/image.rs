@@ -6,14 +6,16 @@ use segue_kernel::image::{Name, Version};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::output::outln;
+use serde::Serialize;
+
+use crate::output::{outln, print_json};
 
 /// Make the files that start a linked app.
 ///
 /// Writes NAME.img (for `xl`, type hvm), NAME.elf (type pvh) and NAME.bundle (for upgrades).
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  segue image --elf target/x86_64-unknown-hermit/image/hello \\\n      --name hello --version 0.1.0 --out target/images"
+    after_help = "Examples:\n  segue image --elf target/x86_64-unknown-hermit/image/hello \\\n      --name hello --version 0.1.0 --out target/images"
 )]
 pub struct Arguments {
     /// The linked app.
@@ -30,7 +32,7 @@ pub struct Arguments {
     out: PathBuf,
 }
 
-pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let Some(name) = Name::new(&arguments.name) else {
         bail!(
             "'{}' is no image name: a-z, 0-9 and '-', at most 31 characters",
@@ -51,8 +53,60 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         trust: None,
     };
     let report = build(&options).context("the image was not built")?;
-    print(&report)?;
+    match json {
+        true => print_json(&Shown::of(&report))?,
+        false => print(&report)?,
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was made.
+#[derive(Serialize)]
+pub struct Shown {
+    name: String,
+    version: String,
+    build: String,
+    min_memory: u64,
+    trusts: Vec<String>,
+    img: File,
+    elf: File,
+    bundle: File,
+    /// xl configurations.
+    configs: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct File {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Shown {
+    /// What a build reports.
+    pub fn of(report: &Report) -> Shown {
+        let manifest = &report.manifest;
+        let file = |output: &segue_image::Output| File {
+            path: output.path.clone(),
+            bytes: output.len,
+        };
+        Shown {
+            name: manifest.name.to_string(),
+            version: manifest.version.to_string(),
+            build: manifest.build.to_string(),
+            min_memory: manifest.min_memory,
+            trusts: manifest.trusts.iter().map(ToString::to_string).collect(),
+            img: file(&report.img),
+            elf: file(&report.elf),
+            bundle: file(&report.bundle),
+            configs: Vec::new(),
+        }
+    }
+
+    /// With configurations.
+    pub fn with_configs(self, configs: impl IntoIterator<Item = PathBuf>) -> Shown {
+        let configs = configs.into_iter().collect();
+        Shown { configs, ..self }
+    }
 }
 
 /// Prints what was made, with sizes.

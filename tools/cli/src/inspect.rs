@@ -8,20 +8,17 @@ use anyhow::{Context, bail};
 use segue_kernel::image::{Bundle, Manifest, Policy, Scope, Statement, TrustedKeys, VerifyError};
 use serde::Serialize;
 
-use crate::output::outln;
+use crate::output::{outln, print_json};
 
 /// Show what bundles and downgrade statements say.
 ///
 /// Nothing is believed or refused here but damage: whether a signature is good is for `segue
-/// verify`, which knows whom to trust.
+/// verify`, which knows whom to trust. With --json: a list, with an object for each of them.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  segue inspect target/images/kv.bundle\n  segue inspect --json kv.bundle | jq -r '.[0].build'"
 )]
 pub struct Arguments {
-    /// As JSON: a list, with an object for each bundle or statement.
-    #[arg(long)]
-    json: bool,
     /// Bundles, one or several one after the other, or a statement.
     #[arg(value_name = "BUNDLE")]
     file: PathBuf,
@@ -66,7 +63,7 @@ struct ShownStatement {
     signed_by: String,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let path = &arguments.file;
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     if let Ok((statement, key)) = Statement::peek(&bytes) {
@@ -85,14 +82,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             expires: statement.expires,
             signed_by: key.to_string(),
         };
-        match arguments.json {
-            true => print_json(&[shown])?,
+        match json {
+            true => print_json(&[&shown])?,
             false => print_statement(&shown)?,
         }
         return Ok(ExitCode::SUCCESS);
     }
     let shown = bundles(path, &bytes)?;
-    if arguments.json {
+    if json {
         print_json(&shown)?;
     } else {
         for bundle in &shown {
@@ -155,11 +152,6 @@ fn show(bundle: &Bundle<'_>) -> Result<Shown, VerifyError> {
         image_bytes: bundle.image().len(),
         segments: segments.collect(),
     })
-}
-
-fn print_json<T: Serialize>(shown: &[T]) -> anyhow::Result<()> {
-    outln!("{}", serde_json::to_string_pretty(shown)?)?;
-    Ok(())
 }
 
 fn print_bundle(b: &Shown) -> std::io::Result<()> {

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use segue_image::keys;
+use serde::Serialize;
 
-use crate::output::outln;
+use crate::output::{outln, print_json};
 
 /// Make a key that bundles are signed with.
 ///
@@ -21,8 +22,24 @@ pub struct Arguments {
     file: PathBuf,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+/// What was made.
+#[derive(Serialize)]
+struct Made {
+    key: String,
+    private: PathBuf,
+    public: PathBuf,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let made = keys::generate(&arguments.file).context("no key was made")?;
+    if json {
+        print_json(&Made {
+            key: made.key.id().to_string(),
+            private: made.private,
+            public: made.public,
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     outln!("key {}", made.key.id())?;
     outln!(
         "private  {}  (signs: keep it, and keep it secret)",

@@ -1,19 +1,20 @@
 //! `segue lab`: the lab for people.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
-use segue_lab::{
-    Domain, DomainConfig, DomainType, HOST_PACKAGES, Lab, LabConfig, Session, ensure_host_tools,
-};
+use clap::{Args, Subcommand};
+use segue_lab::{HOST_PACKAGES, Lab, LabConfig, Session, ensure_host_tools};
+use serde::Serialize;
 
-use crate::output::outln;
+use crate::host::{
+    DomainOptions, connect, exit_code, run_domain, stopped, watch_for_interrupts, watch_stop,
+};
+use crate::output::{outln, print_json};
 
 /// Arguments of `segue lab`.
 #[derive(Debug, Args)]
@@ -36,20 +37,28 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Install the host packages the lab needs (as root).
+    #[command(after_help = "Examples:\n  segue lab setup")]
     Setup,
     /// Make what the lab boots: Xen, dom0's kernel and disk. Once; cached.
+    #[command(after_help = "Examples:\n  segue lab prepare")]
     Prepare,
     /// Start a lab and hold it until Ctrl-C; other commands use it.
+    #[command(after_help = "Examples:\n  segue lab up\n  segue lab up --domains-memory 2048")]
     Up(Up),
     /// Open a shell in dom0.
+    #[command(after_help = "Examples:\n  segue lab shell")]
     Shell,
     /// Run a command in dom0 and end with its exit code.
+    #[command(
+        after_help = "Examples:\n  segue lab exec -- xl list\n  segue lab exec -- 'xl dmesg | tail'"
+    )]
     Exec {
         /// The command and its arguments.
         #[arg(required = true, last = true)]
         command: Vec<String>,
     },
     /// Copy a file into dom0.
+    #[command(after_help = "Examples:\n  segue lab put ./new.bundle /tmp/new.bundle")]
     Put {
         /// File of this machine.
         local: PathBuf,
@@ -57,6 +66,7 @@ enum Command {
         remote: String,
     },
     /// Copy a file out of dom0.
+    #[command(after_help = "Examples:\n  segue lab get /var/log/xen/console/guest-web.log web.log")]
     Get {
         /// Path in dom0.
         remote: String,
@@ -72,11 +82,13 @@ emulated serial port.
 Examples:
   segue lab run --image target/images/hello.img
   segue lab run --image k.img --vcpus 2 --memory 128 --cmdline 'segue.log=debug -- a b'
-  segue lab run --image k.img --xl-extra \"vif=['bridge=xenbr0']\"")]
+  segue lab run --image k.img --vif bridge=xenbr0 --ip 10.0.0.2/24")]
     Run(Run),
     /// Say whether the lab is prepared and a session is up.
+    #[command(after_help = "Examples:\n  segue lab status\n  segue lab status --json")]
     Status,
     /// Remove everything the lab keeps on this machine.
+    #[command(after_help = "Examples:\n  segue lab clean")]
     Clean,
 }
 
@@ -92,42 +104,17 @@ struct Run {
     /// Kernel: a bzImage for hvm, an ELF file with a PVH note for pvh.
     #[arg(long)]
     image: PathBuf,
-    /// How the domain is virtualised.
-    #[arg(long = "type", value_enum, default_value_t = Kind::Hvm)]
-    kind: Kind,
-    /// Virtual CPUs.
-    #[arg(long, default_value_t = 1)]
-    vcpus: u32,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 64)]
-    memory: u64,
-    /// Ramdisk (module for pvh).
-    #[arg(long)]
-    ramdisk: Option<PathBuf>,
-    /// Command line.
-    #[arg(long, default_value = "")]
-    cmdline: String,
+    #[command(flatten)]
+    domain: DomainOptions,
     /// Seconds after which the domain is destroyed.
     #[arg(long, default_value_t = 120)]
     timeout: u64,
-    /// Domain name; one is made up otherwise.
-    #[arg(long)]
-    name: Option<String>,
-    /// A further line for the xl configuration; may be repeated.
-    #[arg(long, value_name = "LINE")]
-    xl_extra: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
-    Hvm,
-    Pvh,
 }
 
 /// Runs `segue lab`.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub fn run(arguments: Arguments, json: bool) -> Result<ExitCode> {
     let config = LabConfig::from_env();
-    ctrlc::set_handler(interrupted).context("cannot watch for Ctrl-C")?;
+    watch_for_interrupts()?;
     match arguments.command {
         Command::Setup => setup(),
         Command::Prepare => {
@@ -160,40 +147,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             connect(&config)?.host().get(&remote, &local)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Run(run) => run_domain(config, run),
-        Command::Status => status(&config),
+        Command::Run(run) => run_image(config, &run),
+        Command::Status => status(&config, json),
         Command::Clean => clean(&config),
     }
-}
-
-/// The session that is up, whatever its size, or a lab of one's own.
-fn connect(config: &LabConfig) -> Result<Lab> {
-    let mib = Session::find(config).map_or(config.domains_mib, |session| session.domains_mib);
-    Ok(Lab::connect(&config.clone().with_domains_mib(mib))?)
-}
-
-/// Set once Ctrl-C was pressed.
-static STOP: AtomicBool = AtomicBool::new(false);
-/// Set while someone looks at [`STOP`] and will clean up.
-static WATCHED: AtomicBool = AtomicBool::new(false);
-
-fn interrupted() {
-    if !WATCHED.load(Ordering::Acquire) || STOP.swap(true, Ordering::AcqRel) {
-        // Our children die with us: see segue_lab's module documentation.
-        std::process::exit(130);
-    }
-}
-
-fn watch_stop() {
-    WATCHED.store(true, Ordering::Release);
-}
-
-fn stopped() -> bool {
-    STOP.load(Ordering::Acquire)
-}
-
-fn exit_code(status: i32) -> ExitCode {
-    ExitCode::from(u8::try_from(status).unwrap_or(255))
 }
 
 fn quoted(words: &[String]) -> String {
@@ -231,81 +188,46 @@ fn hold(config: &LabConfig) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_domain(config: LabConfig, run: Run) -> Result<ExitCode> {
-    let kind = match run.kind {
-        Kind::Hvm => DomainType::Hvm,
-        Kind::Pvh => DomainType::Pvh,
-    };
-    // Before a lab is started for nothing.
-    for file in std::iter::once(&run.image).chain(&run.ramdisk) {
-        if !file.is_file() {
-            bail!("{}: no such file", file.display());
-        }
-    }
-    let lab = Lab::connect(&config.with_domains_mib(run.memory + 64))?;
-    let mut domain = DomainConfig::new(kind, run.image);
-    domain.name = run.name.unwrap_or(domain.name);
-    domain.ramdisk = run.ramdisk;
-    domain.cmdline = run.cmdline;
-    domain.memory_mib = run.memory;
-    domain.vcpus = run.vcpus;
-    domain.extra = run.xl_extra;
-    watch_stop();
-    let start = Instant::now();
-    let domain = lab.host().create(&domain)?;
-    eprintln!(
-        "lab: domain {} ({}) runs, {:.1} s after it was asked for",
-        domain.name(),
-        domain.domid(),
-        start.elapsed().as_secs_f64()
-    );
-    show(&domain, Duration::from_secs(run.timeout))
+fn run_image(config: LabConfig, run: &Run) -> Result<ExitCode> {
+    let domain = run.domain.domain(&run.image, &[])?;
+    run_domain(config, &domain, Some(Duration::from_secs(run.timeout)))
 }
 
-/// Prints a domain's lines until it ends.
-fn show(domain: &Domain, timeout: Duration) -> Result<ExitCode> {
-    let start = Instant::now();
-    let mut known = 0;
-    loop {
-        let more = domain.wait_more(known, Duration::from_millis(200));
-        for line in domain.lines_from(known) {
-            outln!("{line}")?;
-            known += 1;
-        }
-        if more {
-            continue;
-        }
-        let elapsed = start.elapsed();
-        let seconds = elapsed.as_secs_f64();
-        if let Some(reason) = domain.end()
-            && domain.wait_end(Duration::ZERO).is_ok()
-            && domain.lines_from(known).is_empty()
-        {
-            eprintln!(
-                "lab: domain {} ended: {reason}, after {seconds:.1} s",
-                domain.name()
-            );
-            return Ok(if reason.is_clean() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
-        }
-        if stopped() {
-            eprintln!("lab: interrupted; domain {} is destroyed", domain.name());
-            return Ok(ExitCode::from(130));
-        }
-        if elapsed > timeout {
-            eprintln!(
-                "lab: domain {} still ran after {seconds:.1} s and is destroyed",
-                domain.name()
-            );
-            return Ok(ExitCode::from(124));
-        }
-    }
+/// What `segue lab status --json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    host: Option<&'a str>,
+    folder: Option<&'a Path>,
+    session: Option<ShownSession>,
 }
 
-fn status(config: &LabConfig) -> Result<ExitCode> {
+#[derive(Serialize)]
+struct ShownSession {
+    pid: u32,
+    domains_mib: u64,
+    log: PathBuf,
+}
+
+fn status(config: &LabConfig, json: bool) -> Result<ExitCode> {
+    if json {
+        let host = config.xen_host.as_deref();
+        let session = Session::find(config).filter(|_| host.is_none());
+        let up = host.is_some() || session.is_some();
+        print_json(&Shown {
+            host,
+            folder: host.is_none().then_some(&*config.dir),
+            session: session.map(|session| ShownSession {
+                pid: session.pid,
+                domains_mib: session.domains_mib,
+                log: session.run_dir.join("xen.log"),
+            }),
+        })?;
+        return Ok(if up {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
     if let Some(host) = &config.xen_host {
         outln!("host: {host} (SEGUE_XEN_HOST)")?;
         return Ok(ExitCode::SUCCESS);

@@ -14,6 +14,12 @@ macro_rules! outln {
 }
 pub(crate) use outln;
 
+/// Prints data as JSON.
+pub fn print_json<T: serde::Serialize + ?Sized>(data: &T) -> anyhow::Result<()> {
+    outln!("{}", serde_json::to_string_pretty(data)?)?;
+    Ok(())
+}
+
 /// Whether an error means that nobody reads standard output any more.
 pub fn is_closed(error: &anyhow::Error) -> bool {
     // An error of the lab's has a broken pipe as its cause at most.

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use segue_image::keys;
 use segue_kernel::image::{Bundle, PublicKey, TrustedKeys, is_semantic};
+use serde::Serialize;
 
-use crate::output::outln;
+use crate::output::{outln, print_json};
 
 /// Sign bundles.
 ///
@@ -31,7 +32,7 @@ pub struct Arguments {
     bundle: PathBuf,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let from = &arguments.bundle;
     let to = arguments.output.as_ref().unwrap_or(from);
     let unchanged = || match to.exists() {
@@ -43,22 +44,45 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .with_context(|| from.display().to_string())
         .with_context(unchanged)?;
     let bytes = std::fs::read(to).with_context(|| to.display().to_string())?;
+    let mut signed = Vec::new();
     for bundle in segue_kernel::image::bundles(&bytes) {
-        report(&bundle?, &PublicKey::of(&key))?;
+        signed.push(signed_one(&bundle?, &PublicKey::of(&key))?);
+    }
+    if json {
+        print_json(&signed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for bundle in &signed {
+        let revokes = match bundle.revokes_previous {
+            true => ", revokes the one before",
+            false => "",
+        };
+        outln!(
+            "{} {}: signed with key {}{revokes}",
+            bundle.name,
+            bundle.version,
+            bundle.key
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(bundle: &Bundle<'_>, key: &PublicKey) -> anyhow::Result<()> {
+/// A bundle that was signed.
+#[derive(Serialize)]
+struct Signed {
+    name: String,
+    version: String,
+    build: String,
+    key: String,
+    revokes_previous: bool,
+}
+
+/// Warns of what is not as it should be, too.
+fn signed_one(bundle: &Bundle<'_>, key: &PublicKey) -> anyhow::Result<Signed> {
     // Read back with the key: what is said here is what an image will see.
     let found = bundle.authenticate(&TrustedKeys::new(&key.0))?;
     let manifest = found.manifest;
     let (name, version) = (manifest.name, manifest.version);
-    let revokes = match manifest.revokes_previous {
-        true => ", revokes the one before",
-        false => "",
-    };
-    outln!("{name} {version}: signed with key {}{revokes}", key.id())?;
     if !is_semantic(&version) {
         eprintln!(
             "segue: warning: '{version}' is no semantic version (MAJOR.MINOR.PATCH): an image of \
@@ -71,5 +95,11 @@ fn report(bundle: &Bundle<'_>, key: &PublicKey) -> anyhow::Result<()> {
              bundle (segue build --trust)"
         );
     }
-    Ok(())
+    Ok(Signed {
+        name: name.to_string(),
+        version: version.to_string(),
+        build: manifest.build.to_string(),
+        key: key.id().to_string(),
+        revokes_previous: manifest.revokes_previous,
+    })
 }

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use segue_image::keys;
 use segue_kernel::image::{Bundle, Policy, TrustedKeys};
+use serde::Serialize;
 
-use crate::output::outln;
+use crate::output::{outln, print_json};
 
 /// Check bundles as an image that trusts certain keys would.
 ///
@@ -15,7 +16,9 @@ use crate::output::outln;
 /// app and new enough depends on the image that runs, and is checked there. Ends with status 0 if
 /// all bundles in the file are good, with 1 if one is not.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  segue verify --trust release.pub target/images/kv.bundle")]
+#[command(
+    after_help = "Examples:\n  segue verify --trust release.pub target/images/kv.bundle\n  segue verify --json --trust release.pub kv.bundle | jq -r '.[].version'"
+)]
 pub struct Arguments {
     /// The public keys that are trusted.
     #[arg(long, value_name = "FILE")]
@@ -24,7 +27,16 @@ pub struct Arguments {
     bundle: PathBuf,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+/// A bundle that is good.
+#[derive(Serialize)]
+struct Good {
+    name: String,
+    version: String,
+    build: String,
+    signed_by: Option<String>,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let keys = keys::read_trust(&arguments.trust).context("nothing was verified")?;
     let keys: Vec<u8> = keys.iter().flat_map(|key| key.0).collect();
     let policy = Policy {
@@ -36,6 +48,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let bytes = std::fs::read(path).with_context(name)?;
     let mut rest = bytes.as_slice();
     let mut number = 0;
+    let mut good = Vec::new();
     while let Some(next) = Bundle::split_first(rest) {
         number += 1;
         let which = || format!("{}: bundle {number} is refused", path.display());
@@ -45,16 +58,28 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let mut memory = vec![0; usize::try_from(verified.image.span())?];
         verified.place(0, &mut memory).with_context(which)?;
         let manifest = &verified.manifest;
-        let key = bundle.key().map_or("none".into(), |id| id.to_string());
-        outln!(
-            "{} {}: good, signed with key {key}",
-            manifest.name,
-            manifest.version
-        )?;
+        let key = bundle.key().map(|id| id.to_string());
+        if !json {
+            outln!(
+                "{} {}: good, signed with key {}",
+                manifest.name,
+                manifest.version,
+                key.as_deref().unwrap_or("none")
+            )?;
+        }
+        good.push(Good {
+            name: manifest.name.to_string(),
+            version: manifest.version.to_string(),
+            build: manifest.build.to_string(),
+            signed_by: key,
+        });
         rest = after;
     }
     if number == 0 {
         bail!("{}: there is no bundle in it", path.display());
+    }
+    if json {
+        print_json(&good)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -90,6 +90,11 @@ impl Log {
         self.state().start = Instant::now();
     }
 
+    /// The time since then.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.state().start.elapsed()
+    }
+
     /// Reads a stream to its end, adding its lines.
     pub(crate) fn follow(&self, source: Source, mut stream: impl Read) {
         let mut buffer = [0; 4096];

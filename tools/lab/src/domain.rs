@@ -22,6 +22,15 @@ pub enum DomainType {
     Pvh,
 }
 
+/// What Xen does with a domain that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterEnd {
+    /// Keeps it, so that the reason can be read.
+    Keep,
+    /// Removes it after a power-off, else starts it anew, as services want it.
+    Restart,
+}
+
 /// What to run as a domain.
 #[derive(Debug, Clone)]
 pub struct DomainConfig {
@@ -39,6 +48,8 @@ pub struct DomainConfig {
     pub memory_mib: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What follows its end.
+    pub after_end: AfterEnd,
     /// More lines for the xl configuration, see xl.cfg(5).
     pub extra: Vec<String>,
 }
@@ -57,12 +68,13 @@ impl DomainConfig {
             cmdline: String::new(),
             memory_mib: 64,
             vcpus: 1,
+            after_end: AfterEnd::Keep,
             extra: Vec::new(),
         }
     }
 
     /// The xl configuration, with the files at their places on the host.
-    fn render(&self, kernel: &str, ramdisk: Option<&str>) -> Result<String> {
+    pub(crate) fn render(&self, kernel: &str, ramdisk: Option<&str>) -> Result<String> {
         let named = !self.name.is_empty()
             && self
                 .name
@@ -99,14 +111,21 @@ impl DomainConfig {
                 quote("the command line", &self.cmdline)?
             ));
         }
-        // Kept after its end, so that the reason can be read.
         for event in ["poweroff", "reboot", "crash", "watchdog"] {
-            lines.push(format!("on_{event}=\"preserve\""));
+            let action = match (self.after_end, event) {
+                (AfterEnd::Keep, _) => "preserve",
+                (AfterEnd::Restart, "poweroff") => "destroy",
+                (AfterEnd::Restart, _) => "restart",
+            };
+            lines.push(format!("on_{event}=\"{action}\""));
         }
         if self.kind == DomainType::Hvm {
             lines.push("vga=\"none\"".to_owned());
             lines.push("nographic=1".to_owned());
-            lines.push(format!("serial=\"file:{}\"", self.uart_file()));
+            lines.push(match self.after_end {
+                AfterEnd::Keep => format!("serial=\"file:{}\"", self.uart_file()),
+                AfterEnd::Restart => "serial=\"pty\"".to_owned(),
+            });
         }
         lines.extend(self.extra.iter().cloned());
         Ok(lines.join("\n") + "\n")
@@ -336,6 +355,12 @@ impl Domain {
         self.domid
     }
 
+    /// The time since it was let run, by which its lines are told.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.log.elapsed()
+    }
+
     /// All lines so far.
     #[must_use]
     pub fn lines(&self) -> Vec<Line> {
@@ -473,6 +498,22 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line} in {text}");
         }
         assert!(!text.contains("ramdisk"));
+    }
+
+    #[test]
+    fn a_service_is_started_anew_but_after_a_power_off() {
+        let mut config = DomainConfig::new(DomainType::Hvm, "k.img");
+        config.after_end = AfterEnd::Restart;
+        let text = config.render("/k", None).unwrap();
+        for line in [
+            "on_poweroff=\"destroy\"",
+            "on_reboot=\"restart\"",
+            "on_crash=\"restart\"",
+            "serial=\"pty\"",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} in {text}");
+        }
+        assert!(!text.contains("preserve"));
     }
 
     #[test]

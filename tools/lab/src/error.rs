@@ -141,6 +141,47 @@ pub enum LabError {
         why: &'static str,
     },
 
+    /// A domain of that name is there already.
+    #[error(
+        "a domain called {name} is on {host} already (number {domid}); upgrade it (`segue upgrade`), \
+         or end it first (`xl shutdown {name}` there), or choose another --name"
+    )]
+    DomainIsThere {
+        /// Its name.
+        name: String,
+        /// Its number in Xen.
+        domid: u32,
+        /// Where.
+        host: String,
+    },
+
+    /// Files of an earlier deployment are in the way.
+    #[error(
+        "{config} is on {host} already, from an earlier deployment; --replace writes it and its \
+         image anew, `xl create {config}` there starts it as it is"
+    )]
+    Deployed {
+        /// The xl configuration on the host.
+        config: String,
+        /// Where.
+        host: String,
+    },
+
+    /// There is no log of a domain's console.
+    #[error(
+        "there is no {log} on {host}: either no domain {name} ever ran there, or its xenconsoled \
+         keeps no logs (XENCONSOLED_TRACE=guest in /etc/default/xencommons or \
+         /etc/default/xen, then restart xenconsoled); a domain that runs can be followed with -f"
+    )]
+    NoConsoleLog {
+        /// The domain.
+        name: String,
+        /// Where it would be.
+        log: String,
+        /// The host.
+        host: String,
+    },
+
     /// A domain did not do what was waited for.
     #[error(
         "domain {name}: {what} within {}; its last lines:\n{tail}",

@@ -52,6 +52,7 @@
 
 mod config;
 mod console;
+mod deploy;
 mod domain;
 mod error;
 mod lab;
@@ -64,10 +65,11 @@ mod xen_host;
 
 pub use config::LabConfig;
 pub use console::{Line, Source};
-pub use domain::{Domain, DomainConfig, DomainType, EndReason};
+pub use deploy::{DEPLOYED_DIR, Deployed};
+pub use domain::{AfterEnd, Domain, DomainConfig, DomainType, EndReason};
 pub use error::{LabError, Result};
 pub use lab::Lab;
 pub use prepare::Image;
 pub use session::Session;
 pub use setup::{HOST_PACKAGES, HostPackage, ensure_host_tools, missing_packages};
-pub use xen_host::{Connection, Output, XenHost};
+pub use xen_host::{Connection, Forward, Output, XenHost};

@@ -331,6 +331,26 @@ impl XenHost {
         })
     }
 
+    /// Has a port of this machine lead to an address and port that the host can reach; until the
+    /// result is dropped, or the connection closes.
+    ///
+    /// # Errors
+    /// When ssh does not do it.
+    pub fn forward(&self, address: &str, port: u16) -> Result<Forward> {
+        let local = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| listener.local_addr())
+            .map_err(LabError::file("127.0.0.1"))?
+            .port();
+        let what = format!("127.0.0.1:{local}:{address}:{port}");
+        let forward = Forward {
+            host: self.clone(),
+            what,
+            port: local,
+        };
+        forward.ask("forward")?;
+        Ok(forward)
+    }
+
     /// An interactive shell, or a command on a terminal, in the foreground.
     ///
     /// # Errors
@@ -420,6 +440,51 @@ impl XenHost {
             });
         }
         Ok(output)
+    }
+}
+
+/// A port of this machine that leads to somewhere behind the host, see [`XenHost::forward`].
+#[derive(Debug)]
+pub struct Forward {
+    host: XenHost,
+    what: String,
+    port: u16,
+}
+
+impl Forward {
+    /// The port, at 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Asks the process that holds the connection.
+    fn ask(&self, request: &str) -> Result<()> {
+        let extra = ["-O", request, "-L", &self.what];
+        let output = Command::new("ssh")
+            .args(self.host.connection().arguments(&extra))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| LabError::Spawn {
+                program: "ssh".into(),
+                source,
+            })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(LabError::Connection {
+            host: self.host.connection().target.clone(),
+            detail: String::from_utf8_lossy(&output.stderr)
+                .trim_end()
+                .to_owned(),
+        })
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        // With the connection it is gone, too.
+        let _ = self.ask("cancel");
     }
 }
 

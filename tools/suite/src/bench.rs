@@ -1,5 +1,6 @@
 //! `make bench`: figures, as counts and ratios, with the goals they are held to.
 
+mod live;
 mod network;
 
 use std::fs;
@@ -148,7 +149,7 @@ struct Bench {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASURES: [(&str, Measure); 8] = [
+const MEASURES: [(&str, Measure); 9] = [
     ("switches", blackout),
     ("switches with shared_info in RAM", moved),
     ("switches with 2 and with 8 vCPUs", vcpus),
@@ -156,6 +157,7 @@ const MEASURES: [(&str, Measure); 8] = [
     ("what comes before the blackout", before),
     ("start", start),
     ("the clock", clock),
+    ("what clients see of a switch", live::live),
     ("the network, beside Linux", network::network),
 ];
 

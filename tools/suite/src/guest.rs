@@ -402,6 +402,21 @@ impl Running<'_> {
         self.domain.domid()
     }
 
+    /// The time since it was let run, by which its lines are told.
+    pub fn elapsed(&self) -> Duration {
+        self.domain.elapsed()
+    }
+
+    /// What dom0's time of day was when the domain was let run, in seconds, to some milliseconds:
+    /// its lines are told from there.
+    pub fn started_at(&self) -> Result<f64> {
+        let before = self.domain.elapsed();
+        let said = self.host.exec("date +%s.%N")?.check()?.stdout;
+        let now: f64 = said.trim().parse().context(said)?;
+        let elapsed = (before + self.domain.elapsed()) / 2;
+        Ok(now - elapsed.as_secs_f64())
+    }
+
     /// Types on its console; `\r` is the key Enter.
     pub fn type_text(&self, text: &str) -> Result<()> {
         Ok(self.domain.type_bytes(text.as_bytes())?)

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use segue_image::{App, AppReport, build_app};
+use segue_image::{App, AppReport, build_app, keys};
 use segue_kernel::image::{PublicKey, testing};
 
 /// An image's files.
@@ -50,6 +51,9 @@ pub struct Images {
     pub kv: Image,
     /// Sends back what it is sent.
     pub echo: Image,
+    /// Built when a test wants them.
+    served: OnceLock<Served>,
+    building: Mutex<()>,
 }
 
 impl Images {
@@ -69,13 +73,7 @@ impl Images {
         let httpd = image("httpd", None, &[], out)?;
         let kv = image("kv", None, &[], out)?;
         let echo = image("echo", None, &[], out)?;
-        // Of another source, and optimised otherwise: images need not be alike.
-        let clock_next = build(App {
-            version: Some("0.2.0".into()),
-            features: vec!["date".into()],
-            opt_level: Some("1".into()),
-            ..app("clock", &next)
-        })?;
+        let clock_next = next_clock(&next)?;
         let clock = image("clock", None, &[], out)?;
         let stdtest_next = image("stdtest", Some("0.2.0"), &["next"], &next)?;
         let clock_bundles = out.join("clock.bundles");
@@ -100,7 +98,19 @@ impl Images {
             httpd,
             kv,
             echo,
+            served: OnceLock::new(),
+            building: Mutex::default(),
         })
+    }
+
+    /// Servers with an upgrade service.
+    pub fn served(&self) -> Result<&Served> {
+        let _one_at_a_time = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = self.served.get() {
+            return Ok(served);
+        }
+        let served = Served::build()?;
+        Ok(self.served.get_or_init(|| served))
     }
 
     /// Bundles of clock and of another version of it that is optimised alike: for figures, which
@@ -129,6 +139,113 @@ impl Images {
             &self.echo,
         ]
     }
+}
+
+/// The operator's key, of the images with an upgrade service; its public half is beside it.
+pub const OPERATOR: &str = "target/images/served/operator";
+
+/// Servers that trust the operator, and what they are upgraded by.
+pub struct Served {
+    /// The web server, and its next versions.
+    pub httpd: Image,
+    pub httpd_next: Image,
+    /// Panics on trial.
+    pub httpd_panics: Image,
+    /// Commits, and has no page.
+    pub httpd_unhealthy: Image,
+}
+
+impl Served {
+    /// Each of them.
+    pub fn all(&self) -> [&Image; 4] {
+        [
+            &self.httpd,
+            &self.httpd_next,
+            &self.httpd_panics,
+            &self.httpd_unhealthy,
+        ]
+    }
+
+    /// Builds what is not up to date. The operator's key is made if it is not there; bundles are
+    /// signed with it.
+    pub fn build() -> Result<Served> {
+        let operator = Path::new(OPERATOR);
+        if !operator.exists() {
+            if let Some(folder) = operator.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            keys::generate(operator)?;
+        }
+        Ok(Served {
+            httpd: served("httpd", "0.1.0", &[])?,
+            httpd_next: served("httpd", "0.2.0", &[])?,
+            httpd_panics: served("httpd", "0.3.0", &["panics"])?,
+            httpd_unhealthy: served("httpd", "0.4.0", &["unhealthy"])?,
+        })
+    }
+}
+
+/// A server that trusts the operator, and is signed by him.
+fn served(name: &str, version: &str, features: &[&str]) -> Result<Image> {
+    let key = keys::read_private(Path::new(OPERATOR))?;
+    let image = build(App {
+        version: Some(version.into()),
+        features: features.iter().map(|&feature| feature.into()).collect(),
+        trust: vec![PublicKey::of(&key)],
+        ..app(name, &Path::new("target/images/served").join(version))
+    })?;
+    keys::sign_file(&image.bundle, &image.bundle, &key, false)?;
+    Ok(image)
+}
+
+/// What the demo runs.
+pub struct DemoImages {
+    /// The web server.
+    pub served: Served,
+    /// Its last version.
+    pub httpd_last: Image,
+    /// The key-value store, and its next version.
+    pub kv: Image,
+    pub kv_next: Image,
+    /// Tells the time.
+    pub clock: Image,
+    /// The bundles of it and its next version.
+    pub clock_bundles: PathBuf,
+}
+
+impl DemoImages {
+    /// Builds what is not up to date.
+    pub fn build() -> Result<DemoImages> {
+        let start = Instant::now();
+        let out = Path::new("target/images");
+        let next = next_clock(&out.join("next"))?;
+        let clock = image("clock", None, &[], out)?;
+        let clock_bundles = out.join("clock.bundles");
+        join(&clock_bundles, &[&clock, &next])?;
+        let images = DemoImages {
+            served: Served::build()?,
+            httpd_last: served("httpd", "0.5.0", &[])?,
+            kv: served("kv", "0.1.0", &[])?,
+            kv_next: served("kv", "0.2.0", &[])?,
+            clock,
+            clock_bundles,
+        };
+        eprintln!(
+            "suite: images are built, {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
+        Ok(images)
+    }
+}
+
+/// Of another source, and optimised otherwise: images need not be alike.
+fn next_clock(out: &Path) -> Result<Image> {
+    build(App {
+        version: Some("0.2.0".into()),
+        features: vec!["date".into()],
+        opt_level: Some("1".into()),
+        ..app("clock", out)
+    })
 }
 
 /// Writes the images' bundles to a file, one after the other.

@@ -8,12 +8,14 @@ mod demo;
 mod devices;
 mod guest;
 mod images;
+mod live;
 mod net;
 mod probation;
 mod qemu;
 mod soak;
 mod state;
 mod test;
+mod upgrade;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -65,7 +67,7 @@ enum Command {
         /// Measure only what has one of these words in its name.
         filter: Vec<String>,
     },
-    /// Show what Segue does, in under three minutes.
+    /// Upgrade two servers under load, in under four minutes.
     Demo,
     /// Mixed load on three domains at once: what they hold has to stay the same.
     Soak {
@@ -91,7 +93,8 @@ fn run(command: Command) -> Result<ExitCode> {
     go_to_root()?;
     match command {
         Command::Images => {
-            for image in Images::build()?.all() {
+            let images = Images::build()?;
+            for image in images.all().into_iter().chain(images.served()?.all()) {
                 println!("{:>9} bytes  {}", image.img_len, image.img.display());
             }
             Ok(ExitCode::SUCCESS)

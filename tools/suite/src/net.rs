@@ -49,7 +49,8 @@ pub fn cases() -> Vec<Case> {
         add("kv", kv, kind, vcpus);
     }
     add("httpd_in_24_mib", httpd_in_24_mib, Hvm, 1);
-    for (kind, vcpus) in [(Pvh, 1), (Hvm, 2), (Pvh, 2), (Hvm, 4), (Pvh, 4)] {
+    // One vCPU, and HVM with 4, have other tests (here and in `live`).
+    for (kind, vcpus) in [(Hvm, 2), (Pvh, 2), (Pvh, 4)] {
         add("httpd", httpd, kind, vcpus);
     }
     for (kind, vcpus) in [(Hvm, 1), (Pvh, 2)] {

@@ -1,8 +1,9 @@
-//! Mixed load for as long as is wanted: what the domains hold has to stay the same.
+//! Mixed load and switches for as long as is wanted: what the domains hold has to stay the same.
 //!
-//! Three servers run at once, and each round puts all kinds of load on them. After each round,
-//! with nobody connected, they are asked for their free memory, and Xen for the event channels that
-//! they have bound and the grants that are mapped.
+//! Three servers run at once, replace themselves every few seconds, and each round puts all kinds of
+//! load on them. After each round, with nobody connected, they are asked for their free memory and
+//! their connections, and Xen for the event channels that they have bound and the grants that are
+//! mapped.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::guest::{Guest, Kind, Running, Xen};
-use crate::images::Images;
+use crate::guest::{Guest, Kind, Running, Xen, events};
+use crate::images::{Image, Images};
 
 const HTTPD: &str = "10.0.0.91";
 const KV: &str = "10.0.0.92";
@@ -23,6 +24,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 const REST: Duration = Duration::from_secs(75);
 /// Free memory may be less by this than after the first rounds: what a heap keeps.
 const SLACK: u64 = 1 << 20;
+/// Between two switches of a domain, ms: more than a thousand in an hour.
+const EVERY: u64 = 3000;
+/// How often free memory is read: while an image is being loaded, there is less.
+const READINGS: usize = 5;
 /// Rounds that count as the start.
 const START: usize = 3;
 
@@ -58,16 +63,22 @@ const LOAD: [(&str, &str); 8] = [
 struct Held {
     /// Free memory of httpd and kv, bytes.
     free: [u64; 2],
+    /// Connections of httpd and kv, but for the one that asks.
+    connections: [u64; 2],
     /// Bound event channels and mapped grants, by domain.
     xen: Vec<(usize, usize)>,
 }
 
 pub fn run(minutes: u64) -> Result<ExitCode> {
     let images = Images::build()?;
-    let xen = crate::xen(3 * 64 + 128)?;
-    let guest = |image, kind, vcpus, address: &str| {
+    let xen = crate::xen(3 * 96 + 128)?;
+    let guest = |image: &Image, kind, vcpus, address: &str| {
         let guest = Guest::new(image, kind, vcpus).network(address).beside();
-        guest.start_serving(&xen)
+        guest
+            .memory(96)
+            .module(&image.bundle)
+            .cmdline(format!("-- --replace-every {EVERY}"))
+            .start_serving(&xen)
     };
     let domains = [
         guest(&images.httpd, Kind::Hvm, 2, HTTPD)?,
@@ -100,30 +111,46 @@ pub fn run(minutes: u64) -> Result<ExitCode> {
         thread::sleep(REST);
         let held = held(&xen, &domains)?;
         println!(
-            "soak: {:.0} of {minutes} min, round {}: free {} and {} KiB, ports and grants {:?}",
+            "soak: {:.0} of {minutes} min, round {}, {} switches: free {} and {} KiB, {:?} \
+             connections, ports and grants {:?}",
             start.elapsed().as_secs_f64() / 60.0,
             rounds.len() + 1,
+            domains.iter().map(switches).sum::<usize>(),
             held.free[0] / 1024,
             held.free[1] / 1024,
+            held.connections,
             held.xen,
         );
         rounds.push(held);
     }
     flat(&rounds)?;
+    let each: Vec<usize> = domains.iter().map(switches).collect();
     for domain in domains {
         let lines = domain.stop()?;
-        let broken = ["segue: panic ", "segue: fault ", "segue: vif=0 stopped"];
+        let broken = [
+            "segue: panic ",
+            "segue: fault ",
+            "segue: resume ",
+            "segue: fallback ",
+            "segue: vif=0 stopped",
+        ];
         let broken = lines
             .iter()
             .find(|l| broken.iter().any(|start| l.text.starts_with(start)));
         ensure!(broken.is_none(), "a domain broke down: {broken:?}");
     }
     println!(
-        "\nmake soak: {} rounds in {:.0} minutes; memory, event channels and grants stayed flat.",
+        "\nmake soak: {} rounds in {:.0} minutes, {each:?} switches; memory, connections, event \
+         channels and grants stayed flat.",
         rounds.len(),
         start.elapsed().as_secs_f64() / 60.0
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// How often a domain has replaced itself.
+fn switches(domain: &Running<'_>) -> usize {
+    events(&domain.lines(), "segue: switch ").count()
 }
 
 fn put(xen: &Xen, command: &str, client: &str) -> Result<()> {
@@ -153,12 +180,22 @@ fn held(xen: &Xen, domains: &[Running<'_>]) -> Result<Held> {
         let value = value.with_context(|| format!("no {start} in:\n{text}"))?;
         value.trim().parse::<f64>().context("no number")
     };
-    let metrics = run(&format!("curl -sSf -m 30 http://{HTTPD}/metrics"))?;
-    let info = run(&format!("redis-cli -h {KV} info"))?;
-    let free = [
-        number(&metrics, "segue_memory_free_bytes ")? as u64,
-        number(&info, "memory_free:")? as u64,
-    ];
+    let mut free = [0, 0];
+    let mut connections = [0, 0];
+    for _ in 0..READINGS {
+        let metrics = run(&format!("curl -sSf -m 30 http://{HTTPD}/metrics"))?;
+        let info = run(&format!("redis-cli -h {KV} info"))?;
+        let now = [
+            number(&metrics, "segue_memory_free_bytes ")? as u64,
+            number(&info, "memory_free:")? as u64,
+        ];
+        free = [free[0].max(now[0]), free[1].max(now[1])];
+        connections = [
+            (number(&metrics, "httpd_connections ")? as u64).saturating_sub(1),
+            (number(&info, "connected_clients:")? as u64).saturating_sub(1),
+        ];
+        thread::sleep(Duration::from_millis(700));
+    }
     // Xen's log is short: a dump at a time.
     let dump = |key| {
         run(&format!(
@@ -170,22 +207,26 @@ fn held(xen: &Xen, domains: &[Running<'_>]) -> Result<Held> {
         .iter()
         .map(|domain| {
             let id = domain.domid();
-            let ports = entries(&events, &format!("information for domain {id}:"), "]: s=")?;
-            let grants = entries(&grants, &format!("grant-table for remote d{id} "), "[0x")?;
+            let ports = entries(&events, &format!("information for domain {id}:"), "]: s=")?.len();
+            let grants = entries(&grants, &format!("grant-table for remote d{id} "), "[0x")?.len();
             Ok((ports, grants))
         })
         .collect::<Result<_>>()?;
-    Ok(Held { free, xen })
+    Ok(Held {
+        free,
+        connections,
+        xen,
+    })
 }
 
 /// Lines with `entry`, in the part of a dump that begins with `head`.
-fn entries(dump: &str, head: &str, entry: &str) -> Result<usize> {
+pub fn entries<'a>(dump: &'a str, head: &str, entry: &str) -> Result<Vec<&'a str>> {
     let mut lines = dump.lines().skip_while(|line| !line.contains(head));
     lines
         .next()
         .with_context(|| format!("no '{head}' in:\n{dump}"))?;
     let part = lines.take_while(|l| !l.contains("information for") && !l.contains("grant-table"));
-    Ok(part.filter(|line| line.contains(entry)).count())
+    Ok(part.filter(|line| line.contains(entry)).collect())
 }
 
 fn flat(rounds: &[Held]) -> Result<()> {
@@ -200,6 +241,11 @@ fn flat(rounds: &[Held]) -> Result<()> {
                 held.free[server]
             );
         }
+        ensure!(
+            held.connections == [0, 0],
+            "{:?} connections are open, and nobody is there",
+            held.connections
+        );
         ensure!(
             first.iter().any(|early| early.xen == held.xen),
             "event channels and grants were {:?} and are {:?}",
@@ -217,6 +263,7 @@ mod tests {
     fn held(free: u64, ports: usize) -> Held {
         Held {
             free: [free, free],
+            connections: [0, 0],
             xen: vec![(ports, 5)],
         }
     }
@@ -228,6 +275,9 @@ mod tests {
         let mut less = even.clone();
         less.push(held(7 << 20, 7));
         assert!(flat(&less).unwrap_err().to_string().contains("memory"));
+        let mut open = even.clone();
+        open[9].connections = [0, 3];
+        assert!(flat(&open).unwrap_err().to_string().contains("open"));
         let mut more = even;
         more.push(held(9 << 20, 8));
         assert!(flat(&more).unwrap_err().to_string().contains("channels"));
@@ -239,7 +289,7 @@ mod tests {
                     (XEN) Event channel information for domain 5:\n(XEN) Polling vCPUs: {}\n\
                     (XEN) 1 [0/0/ - ]: s=3\n(XEN) 2 [0/0/ - ]: s=5\n";
         let count = |id| entries(dump, &format!("information for domain {id}:"), "]: s=");
-        assert_eq!(count(5).unwrap(), 2);
+        assert_eq!(count(5).unwrap().len(), 2);
         assert!(count(6).is_err());
     }
 }

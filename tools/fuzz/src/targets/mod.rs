@@ -14,6 +14,7 @@ mod record;
 mod resp;
 mod statement;
 mod tcp;
+mod upgrade;
 mod xenstore;
 
 use crate::Target;
@@ -34,5 +35,6 @@ pub static TARGETS: &[Target] = &[
     resp::TARGET,
     statement::TARGET,
     tcp::TARGET,
+    upgrade::TARGET,
     xenstore::TARGET,
 ];
