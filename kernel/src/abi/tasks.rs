@@ -90,7 +90,7 @@ extern "C" fn sys_getpid() -> i32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn sys_available_parallelism() -> usize {
-    crate::cpu::smp::online() as usize
+    crate::cpu::smp::parallelism() as usize
 }
 
 #[unsafe(no_mangle)]

@@ -105,6 +105,23 @@ pub fn online() -> u32 {
     ONLINE.load(Ordering::Acquire)
 }
 
+/// Of how many vCPUs a trial is told that it will have; 0: there is none.
+static PROMISED: AtomicU32 = AtomicU32::new(0);
+
+/// The image is on trial, on one vCPU, and gets so many with the commit.
+pub(crate) fn promise(vcpus: u32) {
+    PROMISED.store(vcpus, Ordering::Release);
+}
+
+/// On how many vCPUs threads run that are started now; on trial: after the commit.
+pub(crate) fn parallelism() -> u32 {
+    if crate::replace::adopt::on_trial() {
+        PROMISED.load(Ordering::Acquire).max(1)
+    } else {
+        online()
+    }
+}
+
 /// Why a vCPU could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartError {

@@ -327,6 +327,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     sched::init(&workspace);
     hypercall::init(vmmcall != 0);
     shared_info::set_vcpus(workspace.vcpus());
+    smp::promise(workspace.vcpus());
     shared_info::continue_after(park.baton().clock.load(Ordering::Relaxed));
     stamp(&park, Phase::Jump);
 
