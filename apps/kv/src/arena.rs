@@ -184,10 +184,16 @@ impl<B: std::ops::DerefMut<Target = [u8]>> Arena<B> {
         self.insert(first);
     }
 
+    /// The books of the arena in these bytes, which nobody changes; `None` if they are too few.
+    #[must_use]
+    pub fn books(bytes: &[u8]) -> Option<&Header> {
+        Offset::<Header>::at(0).and_then(|at| at.resolve(bytes))
+    }
+
     /// Whether the plan fits the bytes.
     #[must_use]
     pub fn is_sound(bytes: &[u8], entry: usize) -> bool {
-        let Some(h) = Offset::<Header>::at(0).and_then(|at| at.resolve(bytes)) else {
+        let Some(h) = Self::books(bytes) else {
             return false;
         };
         usize::try_from(h.memory).is_ok_and(|memory| {

@@ -66,17 +66,14 @@ fn serve() -> Result<(), String> {
     // On trial: what was handed over and can't be used is an error, and the image before goes on
     // with its keys and clients.
     let mut before = segue::handover();
-    let mut table = match Table::take().map_err(said)? {
+    let table = match Table::take().map_err(said)? {
         Some(table) => table,
         None => {
             app::commit();
             new_table(memory).map_err(said)?
         }
     };
-    let (memory, keys) = {
-        let store = table.open();
-        (store.memory(), store.len())
-    };
+    let (memory, keys) = table.size();
     let mut kv = Kv::new(table, Limits::new(memory), platform::now).on_platform(platform::info);
     if let Some(before) = &mut before {
         let counted = before.take_if_any(COUNTED).map_err(said)?;

@@ -146,6 +146,13 @@ impl Table {
         Ok(Some(Self { region }))
     }
 
+    /// Memory for keys and values, in bytes, and the number of keys: known on trial, too.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        let books = Arena::<Edit<'_, [u8]>>::books(self.region.get());
+        books.map_or((0, 0), |h| (h.memory as usize, h.len as usize))
+    }
+
     /// The table to be read and changed: until the result is dropped no switch happens.
     ///
     /// # Panics

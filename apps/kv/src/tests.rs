@@ -596,6 +596,10 @@ proptest! {
             if op == 6 {
                 play::region(table.take().unwrap().into_region());
                 table = Table::take().unwrap();
+                // As on trial, where it is not opened.
+                let size = table.as_ref().unwrap().size();
+                let store = table.as_mut().unwrap().open();
+                prop_assert_eq!(size, (store.memory(), store.len()));
             }
             let mut store = table.as_mut().unwrap().open();
             match op {
