@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::output::{outln, print_json};
 
-/// Make a key that bundles are signed with.
+/// Make a key that bundles, or commands to domains, are signed with.
 ///
 /// Writes the private key to FILE, which nobody else may read (PKCS #8 in PEM, Ed25519), and the
 /// public one to FILE.pub, for `segue build --trust`. Files that are there are never overwritten.
@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         made.private.display()
     )?;
     outln!(
-        "public   {}  (for segue build --trust)",
+        "public   {}  (for segue build --trust; an operator's for the image's etc/segue/operators.pub)",
         made.public.display()
     )?;
     Ok(ExitCode::SUCCESS)
