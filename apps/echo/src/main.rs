@@ -100,6 +100,7 @@ fn serve() -> Result<(), String> {
     let chargen = ("chargen", Chargen::default());
     let chargen = Ready::new(chargen, few, 12, &options, &mut before)?;
     app::commit();
+    options.have_upgrades(before.as_mut())?;
     drop(before);
 
     let (discard, checksum) = (discard.start()?, checksum.start()?);

@@ -1,6 +1,7 @@
 //! Switches that go wrong before the commit: the old image goes on each time.
 
 use segue::ReplaceError;
+use segue::kernel::devices::netfront;
 use segue::kernel::memory::{PhysAddr, vm};
 use segue::kernel::replace::{Faults, Place, Step, park};
 use segue::kernel::xen::shared_info;
@@ -345,6 +346,11 @@ pub fn behave(args: &[&str]) {
         ["--as", "panic", ..] => panic!("gauntlet panics on trial"),
         ["--as", "refuse", ..] => segue::refuse("not today"),
         ["--as", "exit", ..] => {}
+        // What an image does that wants the network.
+        ["--as", "device", ..] => match netfront::check_offered() {
+            Ok(()) => segue::refuse("all devices can go on"),
+            Err(why) => segue::refuse(&why.to_string()),
+        },
         // SAFETY: none: the fault is the point.
         ["--as", "null", ..] => unsafe {
             std::ptr::null::<u8>().read_volatile();

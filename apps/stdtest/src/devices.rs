@@ -75,12 +75,14 @@ pub fn switch(every: Duration, until: u64, unasked: bool) {
 }
 
 /// What the image on trial is told to do (the app `gauntlet`), and what the reason says then.
-const TRIALS: [(&str, &str); 5] = [
+const TRIALS: [(&str, &str); 7] = [
     ("panic", "panic at="),
     ("refuse", "refused: not today"),
     ("null", "page-fault"),
     ("spin", "hang"),
     ("exit", "exit without commit"),
+    ("device", "refused: all devices can go on"),
+    ("device damaged", "refused: a network device can't go on"),
 ];
 
 /// Switches that fail, `rounds` times all of them, while the server has connections.
@@ -112,6 +114,7 @@ pub fn fail(rounds: u32) {
             let error = switch
                 .args(&format!("--as {what}"))
                 .trial_limit(Duration::from_millis(200))
+                .options(|o| o.faults.damage_device = what.contains("damaged"))
                 .start()
                 .unwrap_err()
                 .to_string();
@@ -133,6 +136,39 @@ pub fn fail(rounds: u32) {
     audit("devices-after", generation);
     println!("stdtest: devices trials are over");
     // Ended by who started it.
+    thread::sleep(Duration::from_secs(600));
+}
+
+/// A switch in which the app takes its time to say what it hands over, so that the toolstack can ask
+/// for something meanwhile. With `fail` the new image gives up.
+pub fn step(outcome: &str) {
+    serve();
+    if segue::generation() > 1 || !wait(connected) {
+        return thread::sleep(Duration::from_secs(600));
+    }
+    let (_, version) = segue::image();
+    let wanted = |b: &&[u8]| {
+        let gauntlet = outcome == "fail";
+        segue::bundle_ident(b)
+            .is_some_and(|(name, v)| (name == "gauntlet") == gauntlet && (gauntlet || v != version))
+    };
+    let Some(bundle) = segue::bundles().find(wanted) else {
+        return println!("stdtest: step outcome=bad why=\"no bundle\"");
+    };
+    segue::on_replace(|_| {
+        println!("stdtest: step=prepare");
+        thread::sleep(Duration::from_secs(10));
+        Ok(())
+    });
+    let mut switch = segue::Replace::new(bundle).ready_limit(Duration::from_secs(30));
+    if outcome == "fail" {
+        switch = switch.args("--as panic");
+    }
+    let error = switch.start().unwrap_err();
+    println!(
+        "stdtest: step error=\"{}\"",
+        error.to_string().escape_debug()
+    );
     thread::sleep(Duration::from_secs(600));
 }
 

@@ -7,7 +7,7 @@
 //! `--until N`; `--fail` has main return an error; `--stdin` repeats what is typed; `--tick` tells
 //! the time until it is ended; `--heed` and `--heed-not` are asked to end, and do or don't;
 //! `--switch-every MS --until N [--unasked]` replaces as a server with a network device, and
-//! `--fail ROUNDS` fails to; `--state --until N` hands over values and regions.
+//! `--fail ROUNDS` fails to; `--step commit|fail` takes its time over a switch; `--state --until N` hands over values and regions.
 
 mod cells;
 mod clocks;
@@ -105,6 +105,10 @@ fn main() -> Result<(), String> {
         }
         ["--state", "--until", generation] => {
             state::run(generation.parse().unwrap_or(0));
+            return Ok(());
+        }
+        ["--step", outcome] => {
+            devices::step(outcome);
             return Ok(());
         }
         ["--fail", rounds] => {

@@ -3,6 +3,7 @@
 //! The first socket starts it: an image without sockets has none of it in its file.
 
 use super::config::Config;
+use super::handover;
 use super::stack::Stack;
 use super::tcp::arena::{Arena, Memory};
 use super::{attach, detach, start as start_stack, tcp};
@@ -123,7 +124,9 @@ fn new_stack(config: Config, extent: Extent, secret: [u8; 32], now: u64) -> Opti
 /// The stack that came with the switch.
 fn adopted(config: Config, extent: Extent, secret: [u8; 32], now: u64) -> Option<Stack> {
     let memory = memory(extent)?;
-    match Stack::adopt(config, tcp_config(extent), memory, secret, now) {
+    let adopted = handover::looked(&memory)
+        .and_then(|offer| Stack::adopt(config, tcp_config(extent), memory, offer, secret, now));
+    match adopted {
         Ok(stack) => Some(stack),
         // Only if nobody has claimed anything on trial: else it would have ended there.
         Err(why) => {

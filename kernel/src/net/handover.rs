@@ -5,10 +5,13 @@
 //! the new one [`claim`]s a descriptor by it. What nobody has claimed is closed when the new image
 //! says that it has [`finish`]ed.
 
+use super::notes::Offer;
 use super::ports::At;
 use super::socket::{Kind as SocketKind, TcpSocket, UdpSocket};
 use super::stack::{Stack, Token};
 use super::tcp::{self, ConnId, Id, ListenerId};
+#[cfg(target_os = "hermit")]
+use super::tcp::{adopt::Refused, arena::Memory};
 use super::udp::UdpId;
 use crate::abi::errno::Errno;
 use crate::abi::fd::{self, Object};
@@ -107,13 +110,15 @@ enum Pending {
 
 /// What was claimed before there was a stack: on trial, when nothing may be changed.
 struct Claims {
-    /// What came, and has not been claimed, once it was looked at.
-    there: Option<BTreeSet<Token>>,
+    /// What came, once it was looked at; `None` in it: nothing.
+    offer: Option<Option<Offer>>,
+    claimed: BTreeSet<Token>,
     pending: Vec<Pending>,
 }
 
 static CLAIMS: Lock<Claims> = Lock::new(Claims {
-    there: None,
+    offer: None,
+    claimed: BTreeSet::new(),
     pending: Vec::new(),
 });
 /// A `fn()`, or 0.
@@ -167,36 +172,41 @@ pub fn claim(ticket: &Ticket) -> Result<i32, Errno> {
 /// There is no stack yet: what came is looked at where it lies. False if this did not come.
 fn wait(token: Token, pending: Pending) -> bool {
     let mut claims = CLAIMS.lock();
-    let there = claims.there.get_or_insert_with(offered).remove(&token);
-    if there {
+    let offer = claims.offer.get_or_insert_with(offered);
+    let there = offer.as_ref().is_some_and(|o| o.tokens.contains(&token));
+    let first = there && claims.claimed.insert(token);
+    if first {
         claims.pending.push(pending);
     }
-    there
+    first
+}
+
+/// What was found in this memory on trial, when it could not be changed; else what is found now.
+#[cfg(target_os = "hermit")]
+pub(super) fn looked(memory: &Memory) -> Result<Offer, Refused> {
+    let looked = CLAIMS.lock().offer.take().flatten();
+    looked.map_or_else(|| super::notes::look(memory), Ok)
 }
 
 /// What came with the switch that this image is on trial for.
 #[cfg(target_os = "hermit")]
-fn offered() -> BTreeSet<Token> {
+fn offered() -> Option<Offer> {
     use crate::replace::{live, trial};
-    let Some(extent) = live::offered() else {
-        return BTreeSet::new();
-    };
+    let memory = super::device::memory(live::offered()?)?;
     if let Err(why) = crate::devices::netfront::check_offered() {
         trial::give_up(format_args!("{why}"));
     }
     live::on_commit(|_| super::device::begin());
-    let looked = super::device::memory(extent).map(|memory| super::notes::look(&memory));
-    match looked {
-        Some(Ok(offer)) => offer.tokens,
-        Some(Err(why)) => trial::give_up(format_args!("{why}")),
-        None => BTreeSet::new(),
+    match super::notes::look(&memory) {
+        Ok(offer) => Some(offer),
+        Err(why) => trial::give_up(format_args!("{why}")),
     }
 }
 
 /// Nothing comes to a host.
 #[cfg(not(target_os = "hermit"))]
-fn offered() -> BTreeSet<Token> {
-    BTreeSet::new()
+fn offered() -> Option<Offer> {
+    None
 }
 
 impl Pending {

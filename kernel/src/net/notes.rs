@@ -133,7 +133,7 @@ pub fn look(memory: &Memory) -> Result<Offer, Refused> {
     let sealed = Sealed::read(memory)?;
     let mut engine = None;
     let mut listeners = Vec::new();
-    let mut tokens = BTreeSet::new();
+    let mut sockets = Vec::new();
     let mut interfaces = 0u64;
     let mut next_socket = 0;
     read(sealed.notes(), |note| {
@@ -166,7 +166,8 @@ pub fn look(memory: &Memory) -> Result<Offer, Refused> {
                 let index = udp.id.index();
                 sane(index >= next_socket && index < udp::SOCKETS, "a socket")?;
                 next_socket = index + 1;
-                tokens.insert(Token::Udp(udp.id));
+                sockets.try_reserve(1).map_err(|_| Refused::NoMemory)?;
+                sockets.push(udp.id);
             }
             Note::NameServer(_)
             | Note::Group { .. }
@@ -179,7 +180,8 @@ pub fn look(memory: &Memory) -> Result<Offer, Refused> {
     })?;
     let note = engine.ok_or(Refused::Note("no engine"))?;
     let engine = adopt::check(sealed, note, listeners.into_iter())?;
-    tokens.extend(engine.ids().iter().map(|id| Token::Tcp(*id)));
+    let ids = engine.ids().iter().map(|id| Token::Tcp(*id));
+    let tokens = ids.chain(sockets.into_iter().map(Token::Udp)).collect();
     Ok(Offer { engine, tokens })
 }
 
@@ -337,7 +339,8 @@ impl Stack {
     }
 
     /// A stack that goes on with another image's state, without its devices: they are to be
-    /// attached. The seed must be random; nothing that is drawn from it was drawn by the other one.
+    /// attached. `offer` is what [`look`] has found in this memory. The seed must be random; nothing
+    /// that is drawn from it was drawn by the other one.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -345,11 +348,11 @@ impl Stack {
         config: Config,
         tcp: tcp::Config,
         memory: Memory,
+        offer: Offer,
         seed: [u8; 32],
         now: u64,
     ) -> Result<Self, Refused> {
         let mut host = Host::new(config, super::stack::fold(seed), now);
-        let offer = look(&memory)?;
         host.restore_all(Sealed::read(&memory)?.notes())?;
         let mut engine = Engine::adopt(tcp, memory, offer.engine)?;
         engine.arena().unseal();

@@ -438,7 +438,7 @@ pub enum Refused {
         free: u64,
     },
     /// The data is not what comes next.
-    Offset {
+    OutOfOrder {
         /// So many bytes are there.
         expected: u64,
     },
@@ -497,7 +497,7 @@ impl fmt::Display for Refused {
                 need / 1024,
                 free / 1024
             ),
-            Self::Offset { expected } => {
+            Self::OutOfOrder { expected } => {
                 write!(
                     f,
                     "the domain expects the bundle's bytes from {expected} on"

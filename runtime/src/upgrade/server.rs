@@ -762,7 +762,7 @@ impl<'a, D: Domain> Connection<'a, D> {
             return Err(Refused::TooSlow.into());
         }
         let expected = p.received as u64;
-        let wrong = Refused::Offset { expected };
+        let wrong = Refused::OutOfOrder { expected };
         let end = p.received.checked_add(bytes.len());
         let end = end.filter(|end| *end <= p.len && offset == expected && !bytes.is_empty());
         let end = end.ok_or(wrong.clone())?;

@@ -488,7 +488,7 @@ fn data_has_to_come_in_order() {
         client.command(begin(&next), &operator()).unwrap();
         let bytes = &next[..len];
         client.send(&Request::Data { offset, bytes }).unwrap();
-        let wanted = Refused::Offset { expected: 0 };
+        let wanted = Refused::OutOfOrder { expected: 0 };
         assert_eq!(refused(client.answer(LIMIT)), wanted, "{offset}");
     }
     // Without an upload it is refused, too, and long frames are not read then.

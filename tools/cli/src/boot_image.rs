@@ -6,18 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use segue_kernel::image::{BuildId, Bundle};
-use segue_lab::{Lab, LabConfig, Session, XenHost};
+use segue_lab::Lab;
 
+use crate::host::HostOption;
 use crate::upgrade::beside;
-
-/// In place of a host: the laboratory's.
-const LAB: &str = "lab";
 
 /// The image to be replaced, and by what.
 pub struct BootImage {
-    // Holds the connection.
-    _lab: Option<Lab>,
-    host: XenHost,
+    lab: Lab,
     path: String,
     /// `None`: what is in the bundle.
     local: Option<PathBuf>,
@@ -31,17 +27,8 @@ pub fn find(
     given: Option<&Path>,
     build: &BuildId,
 ) -> anyhow::Result<BootImage> {
-    let (lab, host) = if xen_host == LAB {
-        let config = LabConfig::from_env();
-        let Some(session) = Session::find(&config) else {
-            bail!("--xen-host lab: no lab is up (segue lab up)");
-        };
-        let lab = Lab::connect(&config.with_domains_mib(session.domains_mib))?;
-        let host = lab.host().clone();
-        (Some(lab), host)
-    } else {
-        (None, XenHost::connect(xen_host)?)
-    };
+    let lab = HostOption::named(xen_host).lasting()?;
+    let host = lab.host();
     let listed = host.exec("xl list -l")?.check()?;
     let uuid = uuid::Uuid::from_bytes(domain).to_string();
     let (kind, kernel) = boots(&listed.stdout, &uuid)
@@ -72,8 +59,7 @@ pub fn find(
     let path = host.exec(&command)?.check();
     let path = path.with_context(|| format!("{xen_host}: {kernel}, which the domain boots"))?;
     Ok(BootImage {
-        _lab: lab,
-        host,
+        lab,
         path: path.stdout.trim_end_matches('\n').to_owned(),
         local,
     })
@@ -92,9 +78,10 @@ impl BootImage {
             }
         };
         let new = format!("{}.segue-new", self.path);
-        self.host.put(local, &new)?;
+        self.lab.host().put(local, &new)?;
         let (new, path) = (quoted(&new), quoted(&self.path));
-        self.host
+        self.lab
+            .host()
             .exec(&format!(
                 "chmod --reference={path} {new} && sync {new} && mv -f {new} {path} && \
                  sync \"$(dirname {path})\""

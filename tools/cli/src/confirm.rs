@@ -7,7 +7,7 @@ use segue::upgrade::client::ClientError;
 use segue::upgrade::protocol::{Answer, Command};
 
 use crate::output::outln;
-use crate::remote::{self, EXIT_CODES, Key, LOOK, Target};
+use crate::remote::{self, EXIT_CODES, Key, LOOK, Reach};
 
 /// How long the image before may take to be back.
 const BACK: Duration = Duration::from_secs(60);
@@ -20,12 +20,12 @@ const BACK: Duration = Duration::from_secs(60);
 pub struct Confirm {
     #[command(flatten)]
     key: Key,
-    /// The domain: HOST or HOST:PORT.
-    host: Target,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 pub fn confirm(arguments: &Confirm) -> anyhow::Result<ExitCode> {
-    let host = &arguments.host;
+    let host = &arguments.reach.open()?;
     let key = arguments.key.read()?;
     let mut client = host.connect(Instant::now() + LOOK)?;
     let (build, generation) = (client.hello().build, client.hello().generation);
@@ -52,12 +52,12 @@ pub fn confirm(arguments: &Confirm) -> anyhow::Result<ExitCode> {
 pub struct Rollback {
     #[command(flatten)]
     key: Key,
-    /// The domain: HOST or HOST:PORT.
-    host: Target,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 pub fn rollback(arguments: &Rollback) -> anyhow::Result<ExitCode> {
-    let host = &arguments.host;
+    let host = &arguments.reach.open()?;
     let key = arguments.key.read()?;
     let client = host.connect(Instant::now() + LOOK)?;
     let mut client = remote::roll_back(host, client, &key, BACK)?;

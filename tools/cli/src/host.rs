@@ -28,6 +28,13 @@ impl HostOption {
         config
     }
 
+    /// This one: `user@host`, or `lab`.
+    pub fn named(name: &str) -> Self {
+        Self {
+            xen_host: Some(name.to_owned()),
+        }
+    }
+
     /// A host that is there when we are gone: no lab of one's own.
     pub fn lasting(&self) -> Result<Lab> {
         let config = self.config();

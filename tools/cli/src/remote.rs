@@ -1,9 +1,10 @@
 //! Domains with an upgrade service, over the network: what the commands that talk to them share.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use segue::upgrade::client::{Client, ClientError};
 use segue::upgrade::protocol::{Answer, Command, PORT, Refused, Status, Stays, Switch};
 use segue_image::keys;
 use segue_kernel::image::{PublicKey, SigningKey};
+use segue_lab::{Forward, Lab};
+
+use crate::host::HostOption;
 
 /// What the exit codes of these commands mean; for their help.
 pub const EXIT_CODES: &str = "\
@@ -74,6 +78,34 @@ pub struct Target {
     text: String,
     host: String,
     port: u16,
+    /// What leads there; nothing if it is a host of its own.
+    through: Option<Arc<(Forward, Lab)>>,
+}
+
+/// Which domain, and the way to it.
+#[derive(Debug, clap::Args)]
+pub struct Reach {
+    /// Reach the domain through its Xen host, by ssh; `lab` is the laboratory's, whose domains are
+    /// reachable from there only.
+    #[arg(long, value_name = "USER@HOST")]
+    via: Option<String>,
+    /// The domain: HOST or HOST:PORT.
+    host: Target,
+}
+
+impl Reach {
+    /// Opens the way.
+    pub fn open(&self) -> anyhow::Result<Target> {
+        let mut target = self.host.clone();
+        if let Some(via) = &self.via {
+            let lab = HostOption::named(via).lasting()?;
+            let forward = lab.host().forward(&target.host, target.port)?;
+            target.host = Ipv4Addr::LOCALHOST.to_string();
+            target.port = forward.port();
+            target.through = Some(Arc::new((forward, lab)));
+        }
+        Ok(target)
+    }
 }
 
 impl FromStr for Target {
@@ -84,6 +116,7 @@ impl FromStr for Target {
             text: text.into(),
             host: host.into(),
             port,
+            through: None,
         };
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(make(&address.to_string(), PORT));

@@ -8,7 +8,7 @@ use segue::upgrade::protocol::{Hello, Status, Switch};
 use serde::Serialize;
 
 use crate::output::outln;
-use crate::remote::{self, EXIT_CODES, End, LOOK, Target, clean, failed, time};
+use crate::remote::{self, EXIT_CODES, End, LOOK, Reach, Target, clean, failed, time};
 
 /// Show what runs in a domain: image, generation, last switch, probation.
 ///
@@ -19,8 +19,8 @@ use crate::remote::{self, EXIT_CODES, End, LOOK, Target, clean, failed, time};
     after_help = format!("Examples:\n  segue status 10.0.0.2\n  segue status --json web.example:7433 | jq .generation\n\n{EXIT_CODES}")
 )]
 pub struct Arguments {
-    /// The domain: HOST or HOST:PORT.
-    host: Target,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 /// What is shown.
@@ -78,7 +78,7 @@ impl ShownSwitch {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
-    let host = &arguments.host;
+    let host = &arguments.reach.open()?;
     let mut client = host.connect(Instant::now() + LOOK)?;
     let hello = client.hello().clone();
     let Some(status) = remote::status(host, &mut client)? else {

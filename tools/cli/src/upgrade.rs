@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::boot_image;
 use crate::output::outln;
 use crate::remote::{
-    self, ANSWER, EXIT_CODES, End, Failed, Key, LOOK, PAUSE, Switched, Target, failed,
+    self, ANSWER, EXIT_CODES, End, Failed, Key, LOOK, PAUSE, Reach, Switched, Target, failed,
 };
 use crate::status::ShownSwitch;
 
@@ -35,6 +35,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 Examples:
   segue upgrade --key ~/keys/operator 10.0.0.2 httpd-0.2.bundle
   segue upgrade --key ~/keys/operator --healthy http://10.0.0.2/ 10.0.0.2 httpd-0.2.bundle
+  segue upgrade --key ~/keys/operator --via lab 10.0.0.2 httpd-0.2.bundle
   segue upgrade --key ~/keys/operator --xen-host root@xen1 10.0.0.2 target/images/httpd.bundle
 
 The bundle is signed with a key that the running image trusts (segue sign), the commands with an
@@ -70,8 +71,8 @@ pub struct Arguments {
     /// How long the upload may take, with all interruptions.
     #[arg(long, value_name = "TIME", default_value = "5min")]
     timeout: humantime::Duration,
-    /// The domain: HOST or HOST:PORT.
-    host: Target,
+    #[command(flatten)]
+    reach: Reach,
     /// The bundle.
     bundle: PathBuf,
 }
@@ -134,13 +135,13 @@ fn on_interrupt() {
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let result = Upgrade::new(arguments).and_then(|upgrade| {
         let outcome = upgrade.run()?;
-        Ok((upgrade.manifest, outcome))
+        Ok((upgrade.host, upgrade.manifest, outcome))
     });
     match result {
-        Ok((manifest, outcome)) => {
+        Ok((host, manifest, outcome)) => {
             match json {
                 true => print_json(&manifest, &outcome)?,
-                false => print(&arguments.host, &manifest, &outcome)?,
+                false => print(&host, &manifest, &outcome)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -223,6 +224,7 @@ fn print(host: &Target, manifest: &Manifest, outcome: &Outcome) -> anyhow::Resul
 /// An upgrade that is to be.
 struct Upgrade<'a> {
     arguments: &'a Arguments,
+    host: Target,
     key: SigningKey,
     bytes: Vec<u8>,
     digest: Digest,
@@ -256,6 +258,7 @@ impl<'a> Upgrade<'a> {
         Ok(Self {
             arguments,
             key: arguments.key.read()?,
+            host: arguments.reach.open()?,
             digest: Digest::of(&[&bytes]),
             manifest,
             bytes,
@@ -266,7 +269,7 @@ impl<'a> Upgrade<'a> {
     fn run(&self) -> anyhow::Result<Outcome> {
         ctrlc::set_handler(on_interrupt).context("cannot watch for Ctrl-C")?;
         let start = Instant::now();
-        let host = &self.arguments.host;
+        let host = &self.host;
         // Before anything is changed there.
         let boot = match &self.arguments.xen_host {
             None => None,
@@ -305,7 +308,9 @@ impl<'a> Upgrade<'a> {
             Ok(_) => return Err(host.wrong(ClientError::Garbled)),
             Err(error) => return Err(host.wrong(error)),
         }
-        let client = match remote::wait_for_switch(host, client, SWITCH)? {
+        // If the new image never answers, the one before does in the end.
+        let limit = SWITCH + *self.arguments.probation;
+        let client = match remote::wait_for_switch(host, client, limit)? {
             Switched::Gone(client) => client,
             Switched::Stays(stays) => return Err(host.stays(&stays)),
             Switched::Silent => {
@@ -314,7 +319,7 @@ impl<'a> Upgrade<'a> {
                     format!(
                         "{host}: nobody answers since the switch began, {} s ago; nothing was \
                          confirmed{}; look at its console (xl console)",
-                        SWITCH.as_secs(),
+                        limit.as_secs(),
                         self.then()
                     ),
                 ));
@@ -364,7 +369,7 @@ impl<'a> Upgrade<'a> {
 
     /// Uploads the bundle, over as many connections as it takes. `None` if it runs already.
     fn upload(&self, deadline: Instant) -> anyhow::Result<Option<Client>> {
-        let host = &self.arguments.host;
+        let host = &self.host;
         let len = self.bytes.len() as u64;
         let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
         let style = "{prefix} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}";
@@ -407,7 +412,7 @@ impl<'a> Upgrade<'a> {
         before: &Hello,
         mut client: Client,
     ) -> anyhow::Result<(Hello, Option<Status>)> {
-        let host = &self.arguments.host;
+        let host = &self.host;
         let hello = client.hello().clone();
         self.expect(before, &hello)?;
         let status = remote::status(host, &mut client)?;
@@ -447,7 +452,7 @@ impl<'a> Upgrade<'a> {
 
     /// Whether the image that answers is the one that was sent.
     fn expect(&self, before: &Hello, hello: &Hello) -> anyhow::Result<()> {
-        let host = &self.arguments.host;
+        let host = &self.host;
         let generation = hello.generation;
         if hello.domain != before.domain {
             return Err(failed(
@@ -479,7 +484,7 @@ impl<'a> Upgrade<'a> {
 
     /// Waits until the address answers well. The inner error is why it does not.
     fn wait_healthy(&self, before: &Hello, url: &str) -> anyhow::Result<Result<(), String>> {
-        let host = &self.arguments.host;
+        let host = &self.host;
         let timeout = *self.arguments.healthy_timeout;
         let deadline = Instant::now() + timeout;
         loop {
@@ -513,7 +518,7 @@ impl<'a> Upgrade<'a> {
     }
 
     fn confirm(&self, hello: &Hello) -> anyhow::Result<Confirmed> {
-        let host = &self.arguments.host;
+        let host = &self.host;
         let deadline = Instant::now() + MARGIN;
         loop {
             let mut client = host.connect(deadline)?;

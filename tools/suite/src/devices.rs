@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use segue_lab::{EndReason, Line};
 
 use crate::guest::{Event, Guest, Kind, Run, events, tail};
 use crate::test::{Case, Shared, case, parts_add_up, powered_off};
@@ -30,6 +31,12 @@ pub fn cases() -> Vec<Case> {
         }),
         case("devices::pvh_2_stay_when_it_fails", |s| {
             fails(s, Kind::Pvh, "10.0.0.44")
+        }),
+        case("devices::pvh_2_asked_while_it_switches", |s| {
+            asked(s, "commit", "10.0.0.46")
+        }),
+        case("devices::pvh_2_asked_while_it_fails", |s| {
+            asked(s, "fail", "10.0.0.47")
         }),
         case("devices::the_blackout_does_not_count_them", blackout),
     ]
@@ -103,7 +110,7 @@ fn many(s: &Shared, kind: Kind, address: &str, until: u64) -> Result<()> {
              new=$(curl -s --connect-timeout 3 -m 20 http://{address}/)\n\
              if [ \"$new\" ] && [ \"$new\" != \"$last\" ]; then echo $new; last=$new; fi\n\
              sleep 0.1\ndone\n\
-             kill -INT $ping; wait $lines; cat /tmp/lines-{address}\nsed -n 's/.*icmp_seq=\\([0-9]*\\).*/seq=\\1/p' /tmp/ping-{address}\n",
+             kill -INT $ping; wait $lines; cat /tmp/lines-{address}\nsed -n 's/.*icmp_seq=\\([0-9]*\\) ttl=.*/seq=\\1/p' /tmp/ping-{address}\n",
             lines = lines(address, stop)
         )
     };
@@ -218,6 +225,8 @@ fn median(mut numbers: Vec<u64>) -> u64 {
 
 /// Rounds of trials that fail.
 const ROUNDS: usize = 3;
+/// Trials in a round.
+const TRIALS: usize = 8;
 
 /// Images that give up on trial, and a bundle that is refused: one connection lives through it all,
 /// and afterwards devices still come and go.
@@ -248,7 +257,7 @@ fn fails(s: &Shared, kind: Kind, address: &str) -> Result<()> {
             trial.is("outcome", "ok")?;
             count += 1;
         }
-        ensure!(count == 6 * ROUNDS, "only {count} trials");
+        ensure!(count == TRIALS * ROUNDS, "only {count} trials");
         let one = |start| {
             let mut found = events(&lines, start);
             found.next().ok_or(anyhow::anyhow!("no line '{start}…'"))
@@ -264,10 +273,55 @@ fn fails(s: &Shared, kind: Kind, address: &str) -> Result<()> {
     check().map_err(|e| e.context(tail(&lines)))?;
     s.note(format!(
         "{kind}: {} switches that failed, with one connection: {}",
-        6 * ROUNDS,
+        TRIALS * ROUNDS,
         said.trim()
     ));
     Ok(())
+}
+
+/// What the toolstack does in the middle of a switch is honoured by the winner, once: the domain is
+/// paused, its device detached, and it is asked to end.
+fn asked(s: &Shared, outcome: &str, address: &str) -> Result<()> {
+    let begin = || {
+        Guest::new(&s.images.stdtest, Kind::Pvh, 2)
+            .module(&s.images.stdtest_bundles)
+            .network(address)
+            .cmdline(format!("-- --step {outcome}"))
+            .start_until(&s.xen, "stdtest: step=prepare")
+    };
+    let over = match outcome {
+        "commit" => "segue: commit generation=2",
+        _ => "segue: resume generation=1",
+    };
+    let once = |lines: &[Line], start: &str| -> Result<()> {
+        let count = events(lines, start).count();
+        ensure!(count == 1, "{count} times '{start}'\n{:#}", tail(lines));
+        Ok(())
+    };
+    // The app takes 10 s to say what it hands over.
+    let mut domain = begin()?;
+    let id = domain.domid();
+    let xl = |what: String| s.xen.host().exec(&what)?.check().map(drop);
+    xl(format!("xl pause {id} && sleep 2 && xl unpause {id}"))?;
+    xl(format!("xl network-detach {id} 0 > /dev/null 2>&1 &"))?;
+    domain.wait_for("segue: vif=0 disconnected")?;
+    xl(format!("xl network-attach {id} type=vif bridge=xenbr0"))?;
+    domain.wait_for("segue: vif=0 connected")?;
+    xl(format!("curl -sS --retry 5 -m 30 http://{address}/"))?;
+    let lines = domain.stop()?;
+    once(&lines, "segue: vif=0 disconnected")?;
+    once(&lines, over)?;
+
+    let (word, reason) = match outcome {
+        "commit" => ("shutdown", EndReason::PowerOff),
+        _ => ("reboot", EndReason::Reboot),
+    };
+    let domain = begin()?;
+    xl(format!("xl {word} {}", domain.domid()))?;
+    let run = domain.finish(|_| ())?;
+    run.ended(reason)?;
+    run.explain(once(run.lines(), "segue: control request="))?;
+    run.explain(once(run.lines(), over))
 }
 
 /// With no device, one and three the switch is the same.

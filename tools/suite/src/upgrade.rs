@@ -270,7 +270,7 @@ fn ends_well(s: &Shared, service: &mut Service<'_>) -> Result<()> {
             "--healthy",
             "http://127.0.0.1:1/",
             "--healthy-timeout",
-            "60s",
+            "3s",
         ])
         .arg(service.target())
         .arg(&images.httpd_unhealthy.bundle)

@@ -11,7 +11,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::arena::{self, Memory, Pieces, Sealed};
-use super::block::{ORPHAN, PASSIVE, QUEUED, RST_DUE, State, TOLD};
+use super::block::{OFF, ORPHAN, PASSIVE, QUEUED, RST_DUE, State, TOLD};
 use super::buffers::NONE;
 use super::slab::Slab;
 use super::{Config, ConnId, Engine, Id, Listener, ListenerId, Options};
@@ -305,6 +305,8 @@ impl Engine {
         let slots: Vec<u32> = self.blocks.slots().collect();
         let mut time_waits = Vec::new();
         let mut later = VecDeque::new();
+        // With data on its way, and without.
+        let mut timers = [Vec::new(), Vec::new()];
         let mut used = 0;
         for &slot in &slots {
             let id = self.id_of(slot);
@@ -340,17 +342,17 @@ impl Engine {
             if block.state == State::TIME_WAIT {
                 time_waits.push((block.life_at, id));
             }
+            let [first, second] = &mut timers;
+            let timers = if block.flight() > 0 { first } else { second };
+            if block.deadline() != OFF {
+                timers.push((slot, block.deadline()));
+            }
             let hash = self.secrets.place(&block.tuple);
             self.index.insert(hash, slot);
         }
         self.queue.append(&mut later);
-        for flight in [true, false] {
-            for &slot in &slots {
-                let block = &self.blocks[slot];
-                if block.state != State::CLOSED && (block.flight() > 0) == flight {
-                    self.rearm(slot);
-                }
-            }
+        for (slot, deadline) in timers.into_iter().flatten() {
+            self.timers.arm(slot, deadline);
         }
         time_waits.sort_unstable();
         self.stats.time_wait = time_waits.len() as u32;

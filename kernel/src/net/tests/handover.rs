@@ -34,7 +34,15 @@ fn taken(stack: &mut Stack, now: u64) -> (Memory, Vec<Box<dyn Nic + Send>>) {
 }
 
 fn adopt(line: &str, memory: Memory, now: u64) -> Result<Stack, Refused> {
-    Stack::adopt(config(line), tcp::Config::default(), memory, [9; 32], now)
+    let offer = notes::look(&memory)?;
+    Stack::adopt(
+        config(line),
+        tcp::Config::default(),
+        memory,
+        offer,
+        [9; 32],
+        now,
+    )
 }
 
 /// A stack in whose place is another one, as after a switch; everything of the old one's is claimed.

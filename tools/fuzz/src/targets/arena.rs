@@ -103,8 +103,7 @@ fn run(input: &[u8]) {
         return;
     };
     let tokens = offer.tokens.clone();
-    drop(offer);
-    let s = Stack::adopt(Config::default(), config(), memory, [8; 32], 4);
+    let s = Stack::adopt(Config::default(), config(), memory, offer, [8; 32], 4);
     let mut s = s.expect("what was looked at is good");
     let mut now = 4;
     let mut part = [3; 4000];
