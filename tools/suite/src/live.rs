@@ -367,17 +367,18 @@ pub fn wrk_is_content(said: &str) -> Result<u64> {
 pub struct Resets<'a> {
     host: &'a XenHost,
     file: String,
-    address: String,
+    addresses: Vec<String>,
 }
 
 impl<'a> Resets<'a> {
     pub fn watch(host: &'a XenHost, addresses: &[&str]) -> Result<Resets<'a>> {
         let address = (*addresses.first().context("no address")?).to_owned();
         let file = format!("/tmp/segue/resets-{address}");
-        let from = addresses.join(" or src host ");
+        let hosts = addresses.join(" or host ");
+        // Ends of connections too: they say what was reset.
         host.exec(&format!(
-            "rm -f {file}; setsid tcpdump -lnn -i xenbr0 'tcp[tcpflags] & tcp-rst != 0 and \
-             (src host {from})' >{file} 2>{file}.said </dev/null & echo $! >{file}.pid
+            "rm -f {file}; setsid tcpdump -lnn -i xenbr0 'tcp[tcpflags] & (tcp-rst|tcp-fin) != 0 \
+             and (host {hosts})' >{file} 2>{file}.said </dev/null & echo $! >{file}.pid
              for n in $(seq 100); do grep -q listening {file}.said && exit; sleep 0.1; done
              cat {file}.said >&2; exit 1"
         ))?
@@ -385,7 +386,7 @@ impl<'a> Resets<'a> {
         Ok(Resets {
             host,
             file,
-            address,
+            addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
         })
     }
 
@@ -406,13 +407,15 @@ impl<'a> Resets<'a> {
         Ok(self.found()?.len() as u64)
     }
 
-    /// tcpdump's lines, after seeing to it that a reset is seen.
+    /// The resets, each with the ends that tcpdump saw of the same connection; after seeing to it
+    /// that a reset is seen.
     fn found(self) -> Result<Vec<String>> {
         let Resets {
             host,
             file,
-            address,
+            addresses,
         } = self;
+        let address = addresses.first().context("no address")?;
         let output = host.exec(&format!(
             "python3 -c 'import socket; socket.create_connection((\"{address}\", {CLOSED}), 10)' \
              2>/dev/null
@@ -422,23 +425,58 @@ impl<'a> Resets<'a> {
              cat {file}; cat {file}.said >&2"
         ))?;
         let output = output.check()?;
-        let wanted = format!("{address}.{CLOSED} >");
-        // It ends with an empty line.
-        let lines = output.stdout.lines().filter(|line| !line.is_empty());
-        let (asked, others): (Vec<&str>, Vec<&str>) =
-            lines.partition(|line| line.contains(&wanted));
-        ensure!(
-            !asked.is_empty(),
-            "tcpdump does not see a reset: {}",
-            output.stderr
-        );
         ensure!(
             output.stderr.contains("\n0 packets dropped by kernel"),
             "tcpdump missed packets: {}",
             output.stderr
         );
-        Ok(others.into_iter().map(Into::into).collect())
+        let all = resets(&output.stdout, &addresses);
+        let wanted = format!("{address}.{CLOSED} >");
+        let (asked, others): (Vec<String>, Vec<String>) =
+            all.into_iter().partition(|reset| reset.contains(&wanted));
+        ensure!(
+            !asked.is_empty(),
+            "tcpdump does not see a reset: {}",
+            output.stderr
+        );
+        Ok(others)
     }
+}
+
+/// The resets from these addresses in what tcpdump printed, each with the other lines of the same
+/// connection.
+fn resets(printed: &str, addresses: &[String]) -> Vec<String> {
+    // TIME IP A.PORT > B.PORT: Flags [R], …
+    let ends = |line: &str| -> Option<(String, String, bool)> {
+        let mut words = line.split(' ').skip(2);
+        let (from, _, to) = (words.next()?, words.next()?, words.next()?);
+        let flags = line.split_once("Flags [")?.1.split_once(']')?.0;
+        Some((
+            from.to_owned(),
+            to.trim_end_matches(':').to_owned(),
+            flags.contains('R'),
+        ))
+    };
+    let ours = |from: &str| {
+        let host = from.rsplit_once('.').map_or(from, |(host, _)| host);
+        addresses.iter().any(|address| address == host)
+    };
+    let lines: Vec<(&str, (String, String, bool))> = printed
+        .lines()
+        .filter_map(|line| Some((line, ends(line)?)))
+        .collect();
+    let resets = lines
+        .iter()
+        .filter(|(_, (from, _, reset))| *reset && ours(from));
+    resets
+        .map(|(line, (from, to, _))| {
+            let same = lines.iter().filter(|(other, (a, b, _))| {
+                other != line && ((a == from && b == to) || (a == to && b == from))
+            });
+            let others: Vec<&str> = same.map(|(line, _)| *line).collect();
+            [&[*line], &others[..]].concat().join("\n    ")
+        })
+        .collect()
 }
 
 /// A web server and a key-value store replace themselves side by side, while wrk and
@@ -860,6 +898,18 @@ mod tests {
         let late = [(9.9, 12.0), (10.2, 30.0), (14.0, 11.0), (19.0, 50.0)];
         assert_eq!(pauses(&[10.0, 20.0], &late), [30.0, 50.0]);
         assert_eq!(pauses(&[], &late), [] as [f64; 0]);
+    }
+
+    #[test]
+    fn resets_of_domains_are_found() {
+        let printed = "1 IP 10.0.0.1.3 > 10.0.0.9.80: Flags [F.], seq 1, length 0\n\
+                       2 IP 10.0.0.9.80 > 10.0.0.1.3: Flags [R], seq 1, length 0\n\
+                       3 IP 10.0.0.1.4 > 10.0.0.9.80: Flags [R.], seq 1, length 0\n\
+                       4 IP 10.0.0.9.80 > 10.0.0.1.5: Flags [F.], seq 1, length 0\n\n";
+        let found = resets(printed, &["10.0.0.9".into()]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("2 IP") && found[0].contains("\n    1 IP"));
+        assert!(resets(printed, &["10.0.0.8".into()]).is_empty());
     }
 
     #[test]
