@@ -109,20 +109,22 @@ struct Server<'a> {
 impl Test {
     /// Starts a server that replaces itself so often, in milliseconds.
     fn start<'a>(&self, s: &'a Shared, image: &Image, by: By, every: u64) -> Result<Server<'a>> {
-        let guest = self.guest(s, image, by, &self.address, every);
+        let guest = self.guest(s, image, by, &self.address, every)?;
         Server::start(&s.xen, &guest, &self.address, by)
     }
 
-    fn guest(&self, s: &Shared, image: &Image, by: By, address: &str, every: u64) -> Guest {
+    fn guest(&self, s: &Shared, image: &Image, by: By, address: &str, every: u64) -> Result<Guest> {
         let bundles = match by {
             By::Good => &image.bundle,
-            By::Bad => &s.images.gauntlet.bundle,
+            // Of another app, for some: who trusts no key takes any.
+            By::Bad => &s.images.served()?.httpd_panics.bundle,
         };
-        Guest::new(image, self.kind, self.vcpus)
+        let guest = Guest::new(image, self.kind, self.vcpus)
             .network(address)
             .memory(96)
             .module(bundles)
-            .cmdline(format!("-- --replace-every {every}"))
+            .cmdline(format!("-- --replace-every {every}"));
+        Ok(guest)
     }
 }
 
@@ -146,18 +148,29 @@ impl<'a> Server<'a> {
         })
     }
 
-    /// Waits for so many switches more, and until `failed`.
-    fn wait_for_switches(&mut self, count: usize, failed: &AtomicBool) -> Result<()> {
+    /// Waits for so many switches more, or until a client has failed.
+    fn wait_for_switches(&mut self, count: u64, failed: &AtomicBool) -> Result<()> {
         self.domain.skip();
-        let mut seen = 0;
-        while seen < count {
+        let before = self.switches();
+        while self.switches() < before + count {
             ensure!(!failed.load(Ordering::Acquire), "a client failed");
-            let line = self.domain.wait_for(self.by.line())?;
-            seen += 1;
-            let resumes = line.text.starts_with("segue: resume ");
-            ensure!(resumes == (self.by == By::Bad), "{line}");
+            self.domain.wait_for(self.by.line())?;
         }
         Ok(())
+    }
+
+    /// How many there were. By the generation, where that counts: when a console is slow, lines are
+    /// left out.
+    fn switches(&self) -> u64 {
+        let lines = self.domain.lines();
+        let all = events(&lines, self.by.line());
+        match self.by {
+            By::Good => all
+                .last()
+                .and_then(|last| last.number("from").ok())
+                .unwrap_or(0),
+            By::Bad => all.count() as u64,
+        }
     }
 
     /// The end of a test: what the domain printed is added to an error, and that it broke down is
@@ -354,17 +367,18 @@ pub fn wrk_is_content(said: &str) -> Result<u64> {
 pub struct Resets<'a> {
     host: &'a XenHost,
     file: String,
-    address: String,
+    addresses: Vec<String>,
 }
 
 impl<'a> Resets<'a> {
     pub fn watch(host: &'a XenHost, addresses: &[&str]) -> Result<Resets<'a>> {
         let address = (*addresses.first().context("no address")?).to_owned();
         let file = format!("/tmp/segue/resets-{address}");
-        let from = addresses.join(" or src host ");
+        let hosts = addresses.join(" or host ");
+        // Ends of connections too: they say what was reset.
         host.exec(&format!(
-            "rm -f {file}; setsid tcpdump -lnn -i xenbr0 'tcp[tcpflags] & tcp-rst != 0 and \
-             (src host {from})' >{file} 2>{file}.said </dev/null & echo $! >{file}.pid
+            "rm -f {file}; setsid tcpdump -lnn -i xenbr0 'tcp[tcpflags] & (tcp-rst|tcp-fin) != 0 \
+             and (host {hosts})' >{file} 2>{file}.said </dev/null & echo $! >{file}.pid
              for n in $(seq 100); do grep -q listening {file}.said && exit; sleep 0.1; done
              cat {file}.said >&2; exit 1"
         ))?
@@ -372,7 +386,7 @@ impl<'a> Resets<'a> {
         Ok(Resets {
             host,
             file,
-            address,
+            addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
         })
     }
 
@@ -393,13 +407,15 @@ impl<'a> Resets<'a> {
         Ok(self.found()?.len() as u64)
     }
 
-    /// tcpdump's lines, after seeing to it that a reset is seen.
+    /// The resets, each with the ends that tcpdump saw of the same connection; after seeing to it
+    /// that a reset is seen.
     fn found(self) -> Result<Vec<String>> {
         let Resets {
             host,
             file,
-            address,
+            addresses,
         } = self;
+        let address = addresses.first().context("no address")?;
         let output = host.exec(&format!(
             "python3 -c 'import socket; socket.create_connection((\"{address}\", {CLOSED}), 10)' \
              2>/dev/null
@@ -409,39 +425,75 @@ impl<'a> Resets<'a> {
              cat {file}; cat {file}.said >&2"
         ))?;
         let output = output.check()?;
-        let wanted = format!("{address}.{CLOSED} >");
-        let (asked, others): (Vec<&str>, Vec<&str>) = output
-            .stdout
-            .lines()
-            .partition(|line| line.contains(&wanted));
-        ensure!(
-            !asked.is_empty(),
-            "tcpdump does not see a reset: {}",
-            output.stderr
-        );
         ensure!(
             output.stderr.contains("\n0 packets dropped by kernel"),
             "tcpdump missed packets: {}",
             output.stderr
         );
-        Ok(others.into_iter().map(Into::into).collect())
+        let all = resets(&output.stdout, &addresses);
+        let wanted = format!("{address}.{CLOSED} >");
+        let (asked, others): (Vec<String>, Vec<String>) =
+            all.into_iter().partition(|reset| reset.contains(&wanted));
+        ensure!(
+            !asked.is_empty(),
+            "tcpdump does not see a reset: {}",
+            output.stderr
+        );
+        Ok(others)
     }
+}
+
+/// The resets from these addresses in what tcpdump printed, each with the other lines of the same
+/// connection.
+fn resets(printed: &str, addresses: &[String]) -> Vec<String> {
+    // TIME IP A.PORT > B.PORT: Flags [R], …
+    let ends = |line: &str| -> Option<(String, String, bool)> {
+        let mut words = line.split(' ').skip(2);
+        let (from, _, to) = (words.next()?, words.next()?, words.next()?);
+        let flags = line.split_once("Flags [")?.1.split_once(']')?.0;
+        Some((
+            from.to_owned(),
+            to.trim_end_matches(':').to_owned(),
+            flags.contains('R'),
+        ))
+    };
+    let ours = |from: &str| {
+        let host = from.rsplit_once('.').map_or(from, |(host, _)| host);
+        addresses.iter().any(|address| address == host)
+    };
+    let lines: Vec<(&str, (String, String, bool))> = printed
+        .lines()
+        .filter_map(|line| Some((line, ends(line)?)))
+        .collect();
+    let resets = lines
+        .iter()
+        .filter(|(_, (from, _, reset))| *reset && ours(from));
+    resets
+        .map(|(line, (from, to, _))| {
+            let same = lines.iter().filter(|(other, (a, b, _))| {
+                other != line && ((a == from && b == to) || (a == to && b == from))
+            });
+            let others: Vec<&str> = same.map(|(line, _)| *line).collect();
+            [&[*line], &others[..]].concat().join("\n    ")
+        })
+        .collect()
 }
 
 /// A web server and a key-value store replace themselves side by side, while wrk and
 /// redis-benchmark ask and a writer knows what has to be in the table.
 fn under_load(s: &Shared, t: &Test) -> Result<()> {
-    loaded(s, t, By::Good, 100)
+    loaded(s, t, By::Good, 50)
 }
 
 /// The same with images that fail on trial: no client sees anything of that, either.
 fn resumed_under_load(s: &Shared, t: &Test) -> Result<()> {
-    loaded(s, t, By::Bad, 20)
+    loaded(s, t, By::Bad, 10)
 }
 
-fn loaded(s: &Shared, t: &Test, by: By, switches: usize) -> Result<()> {
+/// `each` of both, under the load of both.
+fn loaded(s: &Shared, t: &Test, by: By, each: u64) -> Result<()> {
     let every = 300;
-    let kv = t.guest(s, &s.images.kv, by, &t.second, every).beside();
+    let kv = t.guest(s, &s.images.kv, by, &t.second, every)?.beside();
     let mut web = t.start(s, &s.images.httpd, by, every)?;
     let mut store = Server::start(&s.xen, &kv, &t.second, by)?;
     let clients = [
@@ -454,10 +506,11 @@ fn loaded(s: &Shared, t: &Test, by: By, switches: usize) -> Result<()> {
     let check = |web: &mut Server<'_>, store: &mut Server<'_>| -> Result<()> {
         let resets = Resets::watch(s.xen.host(), &[&t.address, &t.second])?;
         let said = beside(&s.xen, &t.address, &clients, |failed| {
-            web.wait_for_switches(switches, failed)?;
-            // What it has printed meanwhile counts, too.
-            let seen = events_of(&store.domain, by);
-            store.wait_for_switches(switches.saturating_sub(seen), failed)
+            let before = store.switches();
+            web.wait_for_switches(each, failed)?;
+            // What it has done meanwhile counts, too.
+            let seen = store.switches() - before;
+            store.wait_for_switches(each.saturating_sub(seen), failed)
         })?;
         let [load, runs, table, probe, ping] = &said[..] else {
             bail!("{} clients", said.len());
@@ -476,9 +529,10 @@ fn loaded(s: &Shared, t: &Test, by: By, switches: usize) -> Result<()> {
         zeros(&ping, &["lost", "twice"])?;
         resets.none()?;
         s.note(format!(
-            "{}: {switches} times each under load: {requests} answers to wrk, {} to \
+            "{}: {} times under load: {requests} answers to wrk, {} to \
              redis-benchmark, none failed, no reset; table:{}; one more client:{}; ping:{}",
             t.name,
+            2 * each,
             runs * REQUESTS,
             told(&table),
             told(&probe),
@@ -490,10 +544,6 @@ fn loaded(s: &Shared, t: &Test, by: By, switches: usize) -> Result<()> {
     // Both are asked, whatever the first says.
     let store = store.end(Ok(()));
     web.end(result).and(store)
-}
-
-fn events_of(domain: &Running<'_>, by: By) -> usize {
-    events(&domain.lines(), by.line()).count()
 }
 
 /// Mostly idle connections live through many switches.
@@ -531,7 +581,7 @@ fn bulk(s: &Shared, t: &Test) -> Result<()> {
         let said = beside(&s.xen, &t.address, &clients, |failed| {
             ready(host, &t.address, failed)?;
             server.domain.skip();
-            let before = events_of(&server.domain, By::Good);
+            let before = server.switches();
             // Until the first is done.
             let done = format!("pgrep -f '[c]lient.py {} 7 bulk'", t.address);
             while host.exec(&done)?.success() {
@@ -539,7 +589,7 @@ fn bulk(s: &Shared, t: &Test) -> Result<()> {
                 ensure!(server.domain.runs(), "the domain ended");
                 thread::sleep(Duration::from_millis(300));
             }
-            seen = events_of(&server.domain, By::Good) - before;
+            seen = server.switches() - before;
             Ok(())
         })?;
         resets.none()?;
@@ -576,7 +626,7 @@ fn bad_link(s: &Shared, t: &Test) -> Result<()> {
              tc filter add dev {vif} parent ffff: matchall action mirred egress redirect dev {ifb}"
         ))?
         .check()?;
-        let before = events_of(&server.domain, By::Good);
+        let before = server.switches();
         let resets = Resets::watch(host, &[&t.address])?;
         let bulk = Client(format!("python3 {} {} 7 bulk 12 2", CLIENT.1, t.address));
         let said = beside(&s.xen, &t.address, &[bulk], |failed| {
@@ -590,7 +640,7 @@ fn bad_link(s: &Shared, t: &Test) -> Result<()> {
             }
             Ok(())
         })?;
-        let seen = events_of(&server.domain, By::Good) - before;
+        let seen = server.switches() - before;
         let shown = host
             .exec(&format!(
                 "tc -s qdisc show dev {vif}; tc -s qdisc show dev {ifb}; ip link del {ifb}"
@@ -848,6 +898,18 @@ mod tests {
         let late = [(9.9, 12.0), (10.2, 30.0), (14.0, 11.0), (19.0, 50.0)];
         assert_eq!(pauses(&[10.0, 20.0], &late), [30.0, 50.0]);
         assert_eq!(pauses(&[], &late), [] as [f64; 0]);
+    }
+
+    #[test]
+    fn resets_of_domains_are_found() {
+        let printed = "1 IP 10.0.0.1.3 > 10.0.0.9.80: Flags [F.], seq 1, length 0\n\
+                       2 IP 10.0.0.9.80 > 10.0.0.1.3: Flags [R], seq 1, length 0\n\
+                       3 IP 10.0.0.1.4 > 10.0.0.9.80: Flags [R.], seq 1, length 0\n\
+                       4 IP 10.0.0.9.80 > 10.0.0.1.5: Flags [F.], seq 1, length 0\n\n";
+        let found = resets(printed, &["10.0.0.9".into()]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("2 IP") && found[0].contains("\n    1 IP"));
+        assert!(resets(printed, &["10.0.0.8".into()]).is_empty());
     }
 
     #[test]

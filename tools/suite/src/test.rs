@@ -167,7 +167,9 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
         return Ok(libtest_mimic::run(&arguments, trials).exit_code());
     }
     let images = Images::build()?;
-    if cases.iter().any(|case| case.name.starts_with("upgrade::")) {
+    let wants =
+        |case: &Case| case.name.starts_with("upgrade::") || case.name.contains("resumed_under");
+    if cases.iter().any(wants) {
         // Not while others run.
         images.served()?;
     }
