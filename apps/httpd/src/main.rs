@@ -81,11 +81,7 @@ mod platform {
     use std::path::Path;
 
     pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
-    pub const ROOT: &str = if cfg!(feature = "unhealthy") {
-        "/tmp"
-    } else {
-        "/www"
-    };
+    pub const ROOT: &str = "/www";
 
     pub fn content(path: &Path) -> io::Result<&'static [u8]> {
         match path.to_str().and_then(segue::file) {

@@ -141,6 +141,16 @@ impl Http {
             let text = self.metrics();
             return self.write_text(output, head, keep, 200, NO_STORE, METRICS, &text);
         }
+        if &*head.path == b"/health" {
+            // An image that is not healthy is for tests of what becomes of such.
+            let status = if cfg!(feature = "unhealthy") {
+                503
+            } else {
+                200
+            };
+            let text = reason(status);
+            return self.write_text(output, head, keep, status, NO_STORE, TEXT, text);
+        }
         match self.site.find(&head.path) {
             Found::Page(page) => self.write_page(output, head, keep, page),
             Found::Folder => {

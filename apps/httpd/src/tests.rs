@@ -464,6 +464,21 @@ fn slow_peers_are_told_and_silent_ones_are_closed() {
 }
 
 #[test]
+fn it_says_that_it_is_healthy() {
+    with_server(Limits::default(), |address, _| {
+        let mut client = Client::new(address);
+        let response = client.ask("GET /health", &[]);
+        let wanted = if cfg!(feature = "unhealthy") {
+            503
+        } else {
+            200
+        };
+        assert_eq!(response.status, wanted);
+        assert_eq!(response.header("cache-control").unwrap(), "no-store");
+    });
+}
+
+#[test]
 fn metrics_are_as_prometheus_reads_them() {
     with_server(Limits::default(), |address, _| {
         let mut client = Client::new(address);

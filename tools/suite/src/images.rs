@@ -151,7 +151,7 @@ pub struct Served {
     pub httpd_next: Image,
     /// Panics on trial.
     pub httpd_panics: Image,
-    /// Commits, and has no page.
+    /// Commits, and says that it is not healthy.
     pub httpd_unhealthy: Image,
 }
 

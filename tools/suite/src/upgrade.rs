@@ -116,6 +116,19 @@ impl Service<'_> {
         Ok(())
     }
 
+    fn wait_for_generation(&self, wanted: u64) -> Result<()> {
+        let start = Instant::now();
+        // There is nobody to ask for a moment, now and then.
+        while self.runs().map_or(0, |(generation, _)| generation) < wanted {
+            ensure!(
+                start.elapsed() < Duration::from_secs(90),
+                "generation {wanted} did not come"
+            );
+            thread::sleep(Duration::from_millis(500));
+        }
+        Ok(())
+    }
+
     fn upgrade(&self, port: u16, image: &Image, more: &[&str], wanted: i32) -> Result<String> {
         let target = format!("127.0.0.1:{port}");
         let bundle = image.bundle.display().to_string();
@@ -228,8 +241,8 @@ fn stands_attacks(s: &Shared, service: &mut Service<'_>) -> Result<()> {
 /// Upgrades that go well, break off, panic, are not healthy, or that nobody confirms.
 fn ends_well(s: &Shared, service: &mut Service<'_>) -> Result<()> {
     let images = s.images.served()?;
-    let url = format!("http://127.0.0.1:{}/", service.http.port());
-    let healthy = ["--healthy", &url, "--healthy-timeout", "4s"];
+    let url = format!("http://127.0.0.1:{}/health", service.http.port());
+    let healthy = ["--healthy", &url, "--healthy-timeout", "8s"];
 
     // Cut in the middle: the rest is sent over another connection, and only the rest.
     let length = usize::try_from(std::fs::metadata(&images.httpd_next.bundle)?.len())?;
@@ -256,8 +269,8 @@ fn ends_well(s: &Shared, service: &mut Service<'_>) -> Result<()> {
     said.context("an image that panics on trial")?;
     service.is(2, "0.2.0")?;
 
-    // It commits, and answers 404: taken back at once. Its state comes along, so it is a generation
-    // of its own.
+    // It commits, and says that it is not healthy: taken back. Its state comes along, so that is a
+    // generation of its own.
     let said = service.upgrade(port, &images.httpd_unhealthy, &healthy, end::ROLLED_BACK);
     said.context("an image that is not healthy")?;
     service.is(4, "0.2.0")?;
@@ -277,16 +290,10 @@ fn ends_well(s: &Shared, service: &mut Service<'_>) -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut operator = Killed(command.spawn().context(SEGUE)?);
-    service.domain.wait_for("segue: commit generation=5")?;
+    service.wait_for_generation(5)?;
     operator.kill()?;
-    let start = Instant::now();
-    while service.runs()?.0 != 6 {
-        ensure!(
-            start.elapsed() < Duration::from_secs(40),
-            "an image that nobody confirmed stays"
-        );
-        thread::sleep(Duration::from_millis(500));
-    }
+    let came_back = service.wait_for_generation(6);
+    came_back.context("an image that nobody confirmed stays")?;
     service.is(6, "0.2.0")?;
     let url = format!("http://{}/", service.address);
     s.xen

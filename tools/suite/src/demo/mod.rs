@@ -68,7 +68,7 @@ Segue: two domains on a real Xen are upgraded while they serve, and no client no
 
 httpd (HVM, 2 vCPUs) and kv (PVH, 2 vCPUs) serve wrk and redis-benchmark. Five upgrades come over
 the network, by `segue upgrade`, signed: three good ones; one image that panics on trial; one that
-commits but answers no request, fails its health check and is rolled back.
+commits, but fails its health check and is rolled back.
 "
     );
     let images = DemoImages::build()?;
@@ -125,7 +125,7 @@ fn steps(images: &DemoImages) -> [Step; 5] {
             &images.served.httpd_next,
             "0.2.0",
             End::Upgraded,
-            Some("/"),
+            Some("/health"),
         ),
         step(STORE, &images.kv_next, "0.2.0", End::Upgraded, None),
         step(
@@ -133,16 +133,22 @@ fn steps(images: &DemoImages) -> [Step; 5] {
             &images.served.httpd_panics,
             "0.3.0",
             End::Resumed,
-            Some("/"),
+            Some("/health"),
         ),
         step(
             WEB,
             &images.served.httpd_unhealthy,
             "0.4.0",
             End::RolledBack,
-            Some("/"),
+            Some("/health"),
         ),
-        step(WEB, &images.httpd_last, "0.5.0", End::Upgraded, Some("/")),
+        step(
+            WEB,
+            &images.httpd_last,
+            "0.5.0",
+            End::Upgraded,
+            Some("/health"),
+        ),
     ]
 }
 
@@ -288,7 +294,7 @@ fn upgrade_by(step: &Step, port: &Forward, http: &Forward) -> Result<()> {
     let mut shown = "segue upgrade --key operator".to_owned();
     if let Some(path) = step.healthy {
         let url = format!("http://127.0.0.1:{}{path}", http.port());
-        command.args(["--healthy", &url, "--healthy-timeout", "4s"]);
+        command.args(["--healthy", &url, "--healthy-timeout", "8s"]);
         shown += &format!(" --healthy http://{}{path}", step.server);
     }
     command.arg(format!("127.0.0.1:{}", port.port()));
