@@ -4,6 +4,7 @@
     live.py CHECK HOST[:PORT] STOP [ARGUMENT...]
 
 Each goes on until there is a file STOP, notes when each answer came, and prints one line of JSON.
+When it has had its first answers, or all its connections, it makes a file STOP.ready.CHECK.
 What must not happen (a connection that ends, an answer that is wrong, twice or missing) is told on
 standard error, with status 1.
 """
@@ -33,9 +34,14 @@ class Wrong(Exception):
 class Stop:
     """Looks for the file now and then: a stat is not free here."""
 
-    def __init__(self, path):
-        self.path = path
-        self.next = 0
+    def __init__(self, path, check):
+        self.path, self.check = path, check
+        self.next, self.said = 0, False
+
+    def ready(self):
+        if not self.said:
+            self.said = True
+            open(f"{self.path}.ready.{self.check}", "w").close()
 
     def __call__(self):
         now = time.monotonic()
@@ -123,8 +129,7 @@ def lines(address, stop, count="1000", period="4"):
         all_lines[sock.fileno()] = Line(sock, number)
         poll.register(sock.fileno(), select.EPOLLIN)
     start = time.monotonic()
-    print(f"ready after {start - opened:.1f} s", file=sys.stderr, flush=True)
-    open(stop.path + ".ready", "w").close()
+    stop.ready()
     due = [(start + n * period / count, fd) for n, fd in enumerate(all_lines)]
     heapq.heapify(due)
     stopping = None
@@ -151,7 +156,12 @@ def lines(address, stop, count="1000", period="4"):
         if line.got or (rest := line.sock.recv(100)):
             raise Wrong(f"connection {line.number} got more than it sent: {line.got + rest!r}")
     sent = sum(line.next for line in all_lines.values())
-    return {"connections": count, "sent": sent, **answers.summary()}
+    return {
+        "connections": count,
+        "open_s": round(start - opened, 1),
+        "sent": sent,
+        **answers.summary(),
+    }
 
 
 # What is asked, and how the end of an answer is known.
@@ -191,6 +201,7 @@ def probe(address, stop, what="http", rate="100"):
         sock.sendall(ask)
         got = answer(file)
         answers.add(sent, time.monotonic())
+        stop.ready()
         first = first or got
         if got != first:
             raise Wrong(f"the answer was {got!r}, and {first!r} before")
@@ -231,6 +242,7 @@ def udp(address, stop, rate="1000"):
             if last is not None:
                 longest = max(longest, now - last)
             last = now
+            stop.ready()
             wrong += number in back
             back.add(number)
             order += number < highest
@@ -266,10 +278,18 @@ def ping(address, stop, interval="0.01"):
     """ping, and the longest time between two of its answers."""
     command = ["ping", "-n", "-D", "-i", interval, address[0]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    stop.ready()
+    # Read all along: what nobody reads stops who writes.
+    rest = []
+    reader = threading.Thread(target=lambda: rest.append(process.stdout.read()), daemon=True)
+    reader.start()
     while not stop():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
+    process.wait()
+    reader.join()
+    said = "".join(lines + rest)
     times = [float(at) for at in re.findall(r"^\[([\d.]+)\].* bytes from", said, re.M)]
     counts = re.search(r"(\d+) packets transmitted, (\d+) received", said)
     sent, received = map(int, counts.groups())
@@ -304,7 +324,7 @@ def zero(address, stop):
                 raise Wrong("it takes 64 MiB of a peer that reads none of them back")
     except TimeoutError:
         pass
-    open(stop.path + ".ready", "w").close()
+    stop.ready()
     while not stop():
         time.sleep(0.1)
     start = time.monotonic()
@@ -328,6 +348,7 @@ def down(address, stop, mib):
     total, at, start = int(mib) << 20, 0, time.monotonic()
     sock = connect(address)
     period = len(wanted) // 2
+    stop.ready()
     while at < total:
         data = sock.recv(1 << 17)
         if not data:
@@ -347,7 +368,7 @@ def table(address, stop, connections="4"):
         try:
             sock = connect(address)
             file, mine, chance = sock.makefile("rb"), known[number], random.Random(number)
-            quiet = Stop(stop.path)
+            quiet = Stop(stop.path, stop.check)
             while not quiet():
                 batch = {}
                 for _ in range(16):
@@ -359,6 +380,7 @@ def table(address, stop, connections="4"):
                     if (said := file.readline()) != b"+OK\r\n":
                         raise Wrong(f"SET was answered by {said!r}")
                 mine.update(batch)
+                stop.ready()
         except Exception as error:  # Told below.
             failed.append(error)
 
@@ -372,12 +394,15 @@ def table(address, stop, connections="4"):
     sock = connect(address)
     file, count = sock.makefile("rb"), 0
     for mine in known:
-        for key, value in mine.items():
-            sock.sendall(resp(("GET", key)))
-            got = resp_answer(file)
-            if got != value.encode() + b"\r\n":
-                raise Wrong(f"{key} is {got!r}, not {value!r}")
-            count += 1
+        keys = list(mine)
+        # Some at a time: each on its own would take minutes.
+        for some in (keys[at : at + 200] for at in range(0, len(keys), 200)):
+            sock.sendall(b"".join(resp(("GET", key)) for key in some))
+            for key in some:
+                got = resp_answer(file)
+                if got != mine[key].encode() + b"\r\n":
+                    raise Wrong(f"{key} is {got!r}, not {mine[key]!r}")
+                count += 1
     return {"keys": count}
 
 
@@ -399,6 +424,7 @@ def sample(address, stop, kv, period="0.2"):
         page = resp_answer(files[1]).decode()
         commands = re.search(r"total_commands_processed:(\d+)", page)
         counts.append((round(time.time(), 3), http, int(commands.group(1))))
+        stop.ready()
         due = max(due + float(period), time.monotonic())
         time.sleep(max(0, due - time.monotonic()))
     return {"counts": counts}
@@ -411,7 +437,7 @@ def main():
     check, address, stop, *arguments = sys.argv[1:]
     host, _, port = address.partition(":")
     try:
-        result = CHECKS[check]((host, int(port or 0)), Stop(stop), *arguments)
+        result = CHECKS[check]((host, int(port or 0)), Stop(stop, check), *arguments)
         print(json.dumps(result))
     except (Wrong, OSError) as error:
         sys.exit(f"live.py {check}: {type(error).__name__}: {error}")

@@ -239,8 +239,9 @@ pub fn redis_benchmark(address: &str) -> Client {
     ))
 }
 
-/// Runs clients beside `with`, which is told when one of them has failed, and stops them after it.
-/// Gives what each printed, in their order. `key` is for names of files: an address, say.
+/// Runs clients beside `with`, which is called once they have had their first answers, and is told
+/// when one of them has failed; stops them after it. Gives what each printed, in their order. `key`
+/// is for names of files: an address, say.
 pub fn beside(
     xen: &Xen,
     key: &str,
@@ -277,7 +278,10 @@ pub fn beside(
             })
         };
         let running: Vec<_> = clients.iter().enumerate().map(run).collect();
-        let result = with(&failed);
+        let looking = clients
+            .iter()
+            .filter(|client| client.0.contains(SCRIPT_THERE));
+        let result = ready(host, &stop, looking.count(), &failed).and_then(|()| with(&failed));
         let by_client = failed.load(Ordering::Acquire);
         let stopped = host.exec(&format!("touch {stop}"));
         // Without a server they might wait for long.
@@ -303,14 +307,17 @@ pub fn beside(
     })
 }
 
-/// Waits until a client says that all its connections stand.
-pub fn ready(host: &XenHost, key: &str, failed: &AtomicBool) -> Result<()> {
-    let file = format!("/tmp/segue/stop-{key}.ready");
+/// Waits until so many checks of `live.py` have had their first answers.
+fn ready(host: &XenHost, stop: &str, count: usize, failed: &AtomicBool) -> Result<()> {
     let start = Instant::now();
-    while !host.exec(&format!("test -e {file}"))?.success() {
+    let there = format!("ls {stop}.ready.* 2>/dev/null | wc -l");
+    while host.exec(&there)?.check()?.stdout.trim() != count.to_string() {
         ensure!(!failed.load(Ordering::Acquire), "a client failed");
-        ensure!(start.elapsed() < LIMIT, "the client was not ready in time");
-        thread::sleep(Duration::from_millis(500));
+        ensure!(
+            start.elapsed() < LIMIT,
+            "the clients were not ready in time"
+        );
+        thread::sleep(Duration::from_millis(300));
     }
     Ok(())
 }
@@ -553,7 +560,6 @@ fn idle(s: &Shared, t: &Test) -> Result<()> {
         let clients = [look("lines", &t.address, 7, "1000 4")];
         let resets = Resets::watch(s.xen.host(), &[&t.address])?;
         let said = beside(&s.xen, &t.address, &clients, |failed| {
-            ready(s.xen.host(), &t.address, failed)?;
             server.wait_for_switches(20, failed)
         })?;
         resets.none()?;
@@ -579,7 +585,6 @@ fn bulk(s: &Shared, t: &Test) -> Result<()> {
         let resets = Resets::watch(s.xen.host(), &[&t.address])?;
         let host = s.xen.host();
         let said = beside(&s.xen, &t.address, &clients, |failed| {
-            ready(host, &t.address, failed)?;
             server.domain.skip();
             let before = server.switches();
             // Until the first is done.
@@ -713,7 +718,6 @@ fn connections(s: &Shared, t: &Test) -> Result<()> {
         ];
         let resets = Resets::watch(s.xen.host(), &[&t.address])?;
         let said = beside(&s.xen, &t.address, &clients, |failed| {
-            ready(s.xen.host(), &t.address, failed)?;
             server.wait_for_switches(15, failed)
         })?;
         resets.none()?;

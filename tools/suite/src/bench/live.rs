@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::{Bench, Row, numbers, quantile};
 use crate::guest::{Guest, Kind, Running, events};
-use crate::live::{Client, beside, late, look, pauses, read, ready};
+use crate::live::{Client, beside, late, look, pauses, read};
 
 const ADDRESS: &str = "10.0.0.34";
 /// Connections that are open, and idle but for a line now and then.
@@ -94,13 +94,7 @@ fn measure(bench: &Bench, count: usize, clients: &[Client]) -> Result<(Vec<f64>,
         .start_serving(&bench.xen)?;
     domain.wait_for("echo: ")?;
     let mut first = 0;
-    let said = beside(&bench.xen, ADDRESS, clients, |failed| {
-        if clients
-            .iter()
-            .any(|Client(command)| command.contains(" lines "))
-        {
-            ready(bench.xen.host(), ADDRESS, failed)?;
-        }
+    let said = beside(&bench.xen, ADDRESS, clients, |_| {
         domain.skip();
         first = domain.lines().len();
         for _ in 0..count {
