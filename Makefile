@@ -137,6 +137,10 @@ test: hosttest fuzztest tools ## All tests: host, fuzz targets, then on a real X
 	echo
 	echo 'make test: all host tests passed, and all tests on a real Xen.'
 
+.PHONY: live
+live: tools ## Live upgrades under all kinds of load, on a real Xen (half an hour)
+	@$(suite) test live:: upgrade:: devices::
+
 .PHONY: hosttest
 hosttest: setup ## The tests that need no Xen
 	@echo 'make: host tests'

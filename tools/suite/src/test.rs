@@ -128,10 +128,20 @@ pub struct Case {
     name: String,
     /// Memory of its domain.
     mib: u64,
+    /// Only run when it is named.
+    on_request: bool,
     body: Body,
 }
 
 impl Case {
+    /// Too long to be run each time: only when it is named.
+    pub fn on_request(self) -> Case {
+        Case {
+            on_request: true,
+            ..self
+        }
+    }
+
     /// With a domain of so much memory.
     pub fn with_memory(self, mib: u64) -> Case {
         Case { mib, ..self }
@@ -146,15 +156,22 @@ pub fn case(
     Case {
         name: name.into(),
         mib: 64,
+        on_request: false,
         body: Box::new(body),
     }
 }
 
-/// Runs the tests whose names contain one of the words; all without words.
+/// Runs the tests whose names contain one of the words; without words, all but those on request.
 pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
-    let chosen = |name: &str| filter.is_empty() || filter.iter().any(|word| name.contains(word));
     let mut cases = cases();
-    cases.retain(|case| chosen(&case.name));
+    let all = cases.len();
+    if filter.is_empty() && !list {
+        cases.retain(|case| !case.on_request);
+    } else {
+        let chosen = |name: &str| filter.iter().any(|word| name.contains(word));
+        cases.retain(|case| filter.is_empty() || chosen(&case.name));
+    }
+    let left_out = all - cases.len();
     let arguments = Arguments {
         list,
         // More would be more than the emulated machine has processors for.
@@ -212,6 +229,9 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
         conclusion.num_passed + conclusion.num_failed,
         shared.start.elapsed().as_secs_f64()
     );
+    if filter.is_empty() {
+        println!("suite: {left_out} long ones run on request: make live");
+    }
     // Each line as one of ours: who reads only the end of a long log has the reasons, too.
     let failures = shared.failures.lock();
     for line in failures
