@@ -462,8 +462,9 @@ fn arrive() {
         Leave::Parked => {}
         Leave::Yield => requeue(left),
         Leave::Ended => {
-            THREADS.lock().remove(&left.tid());
+            // In this order: who does not find a thread any more takes its memory for free.
             left.bury();
+            THREADS.lock().remove(&left.tid());
         }
     }
 }
