@@ -41,7 +41,7 @@ const BAD_LINK: &str = "netem delay 2ms 1ms loss 1% reorder 10% 50%";
 /// All of them, the long ones first.
 pub fn cases() -> Vec<Case> {
     /// Short enough for each time.
-    const USUAL: [&str; 2] = ["bulk", "is_not_seen_by_xen"];
+    const USUAL: [&str; 2] = ["live::pvh_2_bulk", "live::hvm_2_is_not_seen_by_xen"];
     use Kind::{Hvm, Pvh};
     let mut all = Vec::new();
     let mut last = 150;
@@ -54,12 +54,9 @@ pub fn cases() -> Vec<Case> {
             address: format!("10.0.0.{last}"),
             second: format!("10.0.0.{}", last + 1),
         };
+        let usual = USUAL.contains(&&*test.name);
         let case = case(test.name.clone(), move |s| body(s, &test)).with_memory(128);
-        all.push(if USUAL.contains(&name) {
-            case
-        } else {
-            case.on_request()
-        });
+        all.push(if usual { case } else { case.on_request() });
     };
     add("a_hundred_under_load", under_load, Hvm, 2);
     add("resumed_under_load", resumed_under_load, Pvh, 2);

@@ -45,7 +45,8 @@ pub fn cases() -> Vec<Case> {
         case("upgrade::pvh_2_ends_well", |s| {
             with_service(s, Kind::Pvh, "10.0.0.52", ends_well)
         })
-        .with_memory(128),
+        .with_memory(128)
+        .on_request(),
     ]
 }
 
