@@ -135,7 +135,7 @@ demo: tools ## See servers under load upgraded live on a real Xen (four minutes)
 test: hosttest fuzztest tools ## All tests: host, fuzz targets, then on a real Xen [FILTER=]
 	@$(suite) test $(FILTER)
 	echo
-	echo 'make test: all host tests passed, and all tests on a real Xen.'
+	echo 'make test: all host tests passed, and all tests on a real Xen but those of make live.'
 
 .PHONY: live
 live: tools ## Live upgrades under all kinds of load, on a real Xen (half an hour)
