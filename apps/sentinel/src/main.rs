@@ -5,7 +5,9 @@
 //! fills all memory that the map calls free with a pattern, waits while clock and events tick, and
 //! looks whether anything changed or reads all ones. With `--norelocate` the switch leaves
 //! shared_info where it is, as a kexec of 2012 did: then Xen writes into the new image's memory.
+//! Of the first image's text nothing may be left in free memory.
 
+use segue::kernel::boot;
 use segue::kernel::memory::{Extent, vm};
 use segue::kernel::xen::{events, shared_info};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,8 +46,10 @@ fn first(relocated: bool) {
         bad == 0 && (readings > 0 || segue::vcpus() == 1),
         "the clock is not right"
     );
+    let norelocate = if relocated { "" } else { "--norelocate" };
     let bundle = segue::bundles().next().expect("a bundle in the ramdisk");
     let error = segue::Replace::new(bundle)
+        .args(&format!("--code {} {norelocate}", boot::image_base()))
         .options(|o| o.faults.skip_relocation = !relocated)
         .start()
         .unwrap_err();
@@ -70,6 +74,8 @@ fn second(relocated: bool) {
         unsafe { std::arch::asm!("cli") };
     }
     let upcalls = events::upcalls();
+    // More than there is: so all is free that is going to be.
+    assert_eq!(vm::alloc_frames(1 << 40, 1), None);
     // All of it: nothing below allocates.
     let mut extents: Vec<Extent> = Vec::with_capacity(256);
     while extents.len() < extents.capacity()
@@ -78,7 +84,18 @@ fn second(relocated: bool) {
     {
         extents.push(extent);
     }
+    let code = code_before();
+    let (mut code_frames, mut code_words) = (0, 0);
     for extent in &extents {
+        let frames = (extent.start().as_u64()..extent.end()).zip(0..);
+        for frame in frames.filter_map(|(_, n)| extent.part(n, 1)) {
+            if code.is_some_and(|code| code.contains(frame)) {
+                code_frames += 1;
+                // SAFETY: frames of the allocator's, ours alone.
+                let left = unsafe { words(frame) }.filter(|w| unsafe { w.read_volatile() } != 0);
+                code_words += left.count();
+            }
+        }
         // SAFETY: frames of the allocator's, ours alone.
         unsafe { words(*extent) }.enumerate().for_each(|(i, w)| {
             // SAFETY: as above.
@@ -86,6 +103,7 @@ fn second(relocated: bool) {
         });
     }
     let frames: u64 = extents.iter().map(|e| e.frames()).sum();
+    println!("sentinel: code frames={code_frames} words_left={code_words}");
     println!(
         "sentinel: filled frames={frames} free_frames={}",
         segue::free_frames()
@@ -127,6 +145,13 @@ fn second(relocated: bool) {
         "sentinel: result={result} frames={frames} changed={changed} ones={ones} upcalls={}",
         events::upcalls() - upcalls
     );
+}
+
+/// Where the first image had its text: as long as this one's, which is the same image.
+fn code_before() -> Option<Extent> {
+    let mut args = std::env::args().skip_while(|a| a != "--code");
+    let base: u64 = args.nth(1)?.parse().ok()?;
+    Extent::touching(base, boot::image_data() - boot::image_base())
 }
 
 /// The words of an extent.

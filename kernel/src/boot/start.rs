@@ -262,7 +262,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         let mut pool = TablePool::new(workspace.tables());
         let space = vm::build_space(&mut pool, &around, segments(), &workspace)?;
         core::arch::asm!("mov cr3, {}", in(reg) space.root().as_u64(), options(nostack));
-        vm::init(&info.ram, &kept, space, pool, workspace);
+        vm::init(&info.ram, &kept, None, space, pool, workspace);
         heap::init(workspace.heap());
         vm::prepare_vcpu(&workspace, 0);
         let cpu = vm::vcpu_data(&workspace, 0).ok_or(StartError::Tables)?;

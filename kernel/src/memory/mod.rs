@@ -13,6 +13,8 @@ pub mod workspace;
 #[cfg(target_os = "hermit")]
 pub mod heap;
 #[cfg(target_os = "hermit")]
+pub(crate) mod scrub;
+#[cfg(target_os = "hermit")]
 pub mod vm;
 
 pub use addr::{Extent, Gfn, PAGE_SIZE, PhysAddr};

@@ -8,6 +8,7 @@ use crate::cpu::tables::FaultStacks;
 use crate::memory::addr::PAGE_SIZE;
 use crate::memory::frames::{FrameBitmap, words_for};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, Table, Tables};
+use crate::memory::scrub;
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn};
 use crate::sync::Lock;
@@ -118,7 +119,8 @@ pub fn build_space<const N: usize>(
     Ok(space)
 }
 
-/// Starts the frame allocator: RAM less what is kept.
+/// Starts the frame allocator: RAM less what is kept. `code` is where the image before had its
+/// text, which is free a little later.
 ///
 /// # Safety
 /// `space` is loaded and was built with `pool`; the workspace's bitmap frames are mapped and
@@ -126,6 +128,7 @@ pub fn build_space<const N: usize>(
 pub unsafe fn init<const N: usize, const M: usize>(
     ram: &ExtentSet<N>,
     kept: &ExtentSet<M>,
+    code: Option<Extent>,
     space: AddressSpace,
     pool: TablePool,
     workspace: Workspace,
@@ -145,26 +148,37 @@ pub unsafe fn init<const N: usize, const M: usize>(
     if let Some(zero) = Gfn::new(0) {
         frames.reserve(zero.extent());
     }
+    let code = code.filter(|code| {
+        ram.iter().any(|e| e.contains(*code)) && !kept.iter().any(|e| e.overlaps(*code))
+    });
+    if let Some(code) = code {
+        frames.reserve(code);
+    }
     *MEMORY.lock() = Some(Memory {
         frames,
         space,
         pool,
         workspace,
     });
+    if let Some(code) = code {
+        // SAFETY: RAM that is not kept, mapped writable, and taken just now.
+        unsafe { scrub::add(code) };
+    }
+}
+
+fn alloc_below(limit: u64, frames: u64, align: u64) -> Option<Extent> {
+    let alloc = || MEMORY.lock().as_mut()?.frames.alloc(frames, align, limit);
+    alloc().or_else(|| scrub::finish().then(alloc)?)
 }
 
 /// Takes `frames` frames in a row, aligned to `align` frames; contents unspecified.
 pub fn alloc_frames(frames: u64, align: u64) -> Option<Extent> {
-    MEMORY
-        .lock()
-        .as_mut()?
-        .frames
-        .alloc(frames, align, u64::MAX)
+    alloc_below(u64::MAX, frames, align)
 }
 
 /// As [`alloc_frames`], below 4 GiB.
 pub fn alloc_frames_low(frames: u64, align: u64) -> Option<Extent> {
-    MEMORY.lock().as_mut()?.frames.alloc(frames, align, 1 << 20)
+    alloc_below(1 << 20, frames, align)
 }
 
 /// Gives frames back.
@@ -177,9 +191,19 @@ pub unsafe fn free_frames(extent: Extent) {
     }
 }
 
-/// Number of free frames.
+/// Gives frames back that held code: they are free when they are overwritten.
+///
+/// # Safety
+/// As for [`free_frames`], and they are mapped writable.
+pub unsafe fn free_code(extent: Extent) {
+    // SAFETY: the caller's promise.
+    unsafe { scrub::add(extent) };
+}
+
+/// Number of free frames, with those that will be soon.
 pub fn free_count() -> u64 {
-    MEMORY.lock().as_ref().map_or(0, |m| m.frames.free())
+    let free = MEMORY.lock().as_ref().map_or(0, |m| m.frames.free());
+    free + scrub::frames()
 }
 
 /// The `n`th free extent, lowest first.

@@ -39,6 +39,8 @@ use hermit_sync::OnceCell;
 struct Pending {
     kept: ExtentSet<MAX_KEPT>,
     handover: Extent,
+    /// Where the image before has its text.
+    code: Option<Extent>,
     console: Option<Console>,
     ports: Ports,
     workspace: Workspace,
@@ -384,6 +386,9 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     let handover = extent(Kind::Handover, start, end)?;
     *PENDING.lock() = Some(Pending {
         kept: extents(record, Kind::Kept)?,
+        // An image that does not tell it leaves it as it is.
+        code: (record.array(Kind::Code).ok())
+            .and_then(|[start, end]| Extent::from_bounds(start, end)),
         handover,
         console,
         ports,
@@ -481,7 +486,7 @@ pub fn commit() {
     unsafe {
         let pool = TablePool::resume(workspace.tables(), p.pool_used);
         let space = AddressSpace::from_root(p.root.gfn());
-        vm::init(&machine.ram, &p.kept, space, pool, workspace);
+        vm::init(&machine.ram, &p.kept, p.code, space, pool, workspace);
         if p.crashed.is_some() {
             // Only then can there be one that these tables have not been made for.
             for frame in &devices.grant_table {

@@ -26,7 +26,10 @@ const SPARE_TABLES: u64 = 32;
 
 /// Frames from the allocator, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Frames(pub Extent);
+pub(super) struct Frames(pub Extent, HeldCode);
+
+/// Whether somebody has executed what is in them.
+type HeldCode = bool;
 
 impl Frames {
     /// Frames that came otherwise.
@@ -34,19 +37,24 @@ impl Frames {
     /// # Safety
     /// They are nobody else's, and the allocator's to take.
     pub unsafe fn adopt(extent: Extent) -> Self {
-        Self(extent)
+        Self(extent, false)
     }
 
     pub fn alloc(frames: u64) -> Result<Self, ReplaceError> {
         vm::alloc_frames(frames, 1)
-            .map(Self)
+            .map(|extent| Self(extent, false))
             .ok_or(ReplaceError::NoMemory { frames })
     }
 
     pub fn alloc_low(frames: u64) -> Result<Self, ReplaceError> {
         vm::alloc_frames_low(frames, 1)
-            .map(Self)
+            .map(|extent| Self(extent, false))
             .ok_or(ReplaceError::NoMemory { frames })
+    }
+
+    /// What is in them is going to be executed.
+    pub fn hold_code(&mut self) {
+        self.1 = true;
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -57,8 +65,15 @@ impl Frames {
 
 impl Drop for Frames {
     fn drop(&mut self) {
-        // SAFETY: they came from the allocator; who borrowed them is gone with the value.
-        unsafe { vm::free_frames(self.0) };
+        // SAFETY: they came from the allocator; who borrowed them is gone with the value. All RAM
+        // is mapped writable.
+        unsafe {
+            if self.1 {
+                vm::free_code(self.0);
+            } else {
+                vm::free_frames(self.0);
+            }
+        }
     }
 }
 
@@ -296,6 +311,10 @@ impl Placed {
             [start, end, self.segments, u64::from(vcpus)].into_iter(),
         )?;
         w.words(Kind::Handover, words(self.handover).into_iter())?;
+        let own = boot::image_base();
+        if let Some(code) = Extent::touching(own, boot::image_data() - own) {
+            w.words(Kind::Code, words(code).into_iter())?;
+        }
         w.words(Kind::Regions, told.regions.iter().copied().flat_map(words))?;
         if let Some((extent, len)) = told.values {
             let [start, end] = words(extent);

@@ -99,6 +99,9 @@ pub enum Kind {
     /// Words: each transaction that is open in xenstore. If this is there, the connection goes on
     /// with its watches.
     Transactions = 34,
+    /// Words: start and end frame of the text and constants of the image before, which are free
+    /// after the commit.
+    Code = 35,
     /// Words: where to run into a fault; only test builds write it or look at it.
     Test = 17,
 }

@@ -9,6 +9,7 @@ use crate::devices::netfront::private;
 use crate::devices::{Frozen, control};
 use crate::image::{Policy, Running, Verified, VerifyError, verify};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, tables_for};
+use crate::memory::scrub;
 use crate::memory::vm::TablePool;
 use crate::memory::{Extent, Gfn, PAGE_SIZE};
 use crate::replace::fallback;
@@ -285,6 +286,8 @@ pub fn replace_image(
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
     called();
+    // The new image gets a place in one piece.
+    scrub::finish();
     // The record names the vCPU that runs the trial: this thread stays on it.
     let _pin = task::pin();
     let copy = Copied::new(bundle)?;
@@ -330,6 +333,8 @@ pub fn roll_back(
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
     called();
+    // The new image gets a place in one piece.
+    scrub::finish();
     let _pin = task::pin();
     let still = Still::new(token)?;
     let values = values()?;
@@ -781,7 +786,8 @@ impl Quiesced {
 impl Relocated {
     /// Steps 6 and 7, **jump** and **trial**. Before: the domain is this vCPU, in the park pages'
     /// care. It comes back only if the new image did not commit (step 8 is the new image's).
-    fn jump(self, token: Committed) -> (Ended, Self) {
+    fn jump(mut self, token: Committed) -> (Ended, Self) {
+        self.quiesced.prepared.loaded.memory.hold_code();
         let p = &self.quiesced.prepared;
         let (before, now) = (self.quiesced.before, percpu::this().counters());
         let baton = p.park.baton();

@@ -9,6 +9,7 @@
 use crate::abi::errno::Errno;
 use crate::cpu::{percpu, smp, tables};
 use crate::entry::Tls;
+use crate::memory::scrub;
 use crate::memory::workspace::Workspace;
 use crate::sync::Lock;
 use crate::task::idle::{Idle, IdleSet, State};
@@ -628,6 +629,9 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
         } else {
             core::hint::spin_loop();
         }
+        return;
+    }
+    if scrub::step() {
         return;
     }
     vcpu.idle.set(State::Polling);

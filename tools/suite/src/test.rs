@@ -552,6 +552,12 @@ fn sentinel(s: &Shared, kind: Kind, vcpus: u32, relocated: bool) -> Result<()> {
     })?;
     if relocated {
         run.explain(result.is("result", "clean"))?;
+        let code = run.one("sentinel: code ")?;
+        let frames = run.explain(code.number("frames"))?;
+        run.check(frames > 50, || {
+            format!("only {frames} frames had the first image's text")
+        })?;
+        run.explain(code.is("words_left", 0))?;
         powered_off(&run)
     } else {
         // What Xen did to it is as it may be; that it did is the point.
