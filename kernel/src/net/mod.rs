@@ -318,7 +318,9 @@ pub unsafe fn thaw() {
 /// # Errors
 /// [`Error::Invalid`] before [`start`], or if its Ethernet address is none.
 pub fn attach(nic: Box<dyn nic::Nic + Send>) -> Result<usize, Error> {
-    with(|stack, now| stack.attach(now, nic)).unwrap_or(Err(Error::Invalid))
+    let attached = look(|stack| stack.attach(task::now(), nic)).unwrap_or(Err(Error::Invalid));
+    notify();
+    attached
 }
 
 /// Takes a device away and gives it back.

@@ -21,6 +21,9 @@ use alloc::vec::Vec;
 /// Most frames of one device, and most packets to ourselves, in one round.
 pub const BUDGET: usize = 64;
 
+/// Rounds in which what came goes before what is overdue: what a device's ring holds (256 frames).
+const FIRST_ROUNDS: u32 = 4;
+
 /// How long an app may do without what came with a switch before it is closed, in ns.
 const CLAIM_WITHIN: u64 = 10_000_000_000;
 
@@ -50,6 +53,8 @@ pub struct Stack {
     unclaimed: BTreeSet<Token>,
     /// It is closed then.
     unclaimed_until: Option<u64>,
+    /// Rounds that left timers to the next one.
+    untimed: u32,
 }
 
 /// A seed for what may be guessed some day: ports and identifications; TCP's secret not.
@@ -96,6 +101,7 @@ impl Stack {
             answered: false,
             unclaimed_until: (!unclaimed.is_empty()).then_some(until),
             unclaimed,
+            untimed: 0,
         }
     }
 
@@ -154,7 +160,9 @@ impl Stack {
         }
     }
 
-    /// Adds a device; gives the interface's number.
+    /// Adds a device; gives the interface's number. A [`round`](Stack::round) does the rest: what
+    /// came over a device while an image was replaced is looked at before anything is sent again,
+    /// as it may be the acknowledgement.
     ///
     /// # Errors
     /// [`Error::Invalid`] if its Ethernet address is none.
@@ -163,7 +171,6 @@ impl Stack {
         let number = self.host.attach(nic).ok_or(Error::Invalid)?;
         self.changed = true;
         self.engine.paths_changed();
-        self.settle(now);
         Ok(number)
     }
 
@@ -196,10 +203,20 @@ impl Stack {
             }
             more |= taken >= BUDGET;
         }
+        // What is overdue may be acknowledged already, by what waits: after a pause (a switch, a
+        // domain that was not run) that comes first. A flood does not hold up timers for ever.
+        self.untimed += u32::from(more);
+        if !more || self.untimed >= FIRST_ROUNDS {
+            self.untimed = 0;
+            if self.engine.deadline().is_some_and(|d| d <= now) {
+                self.engine.tick(now, &mut self.host);
+            }
+        }
         self.settle(now) || more
     }
 
-    /// Finishes what a call or a round has begun. True if there is more to do at once.
+    /// Finishes what a call or a round has begun. True if there is more to do at once. Timers are
+    /// the rounds': they have looked at what came.
     pub fn settle(&mut self, now: u64) -> bool {
         self.host.now = now;
         if self.unclaimed_until.is_some_and(|until| until <= now) {
@@ -209,9 +226,6 @@ impl Stack {
         if self.host.run() {
             self.changed = true;
             self.engine.paths_changed();
-        }
-        if self.engine.deadline().is_some_and(|d| d <= now) {
-            self.engine.tick(now, &mut self.host);
         }
         self.engine.flush(now, &mut self.host);
         let mut left = BUDGET;

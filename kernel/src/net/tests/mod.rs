@@ -23,6 +23,7 @@ fn stack(line: &str, nic: TestNic) -> Stack {
     let secret = [nic.caps.mac[5]; 32];
     let mut stack = Stack::new(config, tcp::Config::default(), secret, 0);
     stack.attach(0, Box::new(nic)).unwrap();
+    stack.round(0);
     stack
 }
 

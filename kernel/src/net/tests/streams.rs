@@ -75,6 +75,38 @@ impl Pump {
     }
 }
 
+/// What has been acknowledged while nobody looked is not sent again, whoever comes first: a second
+/// end of a connection would be answered, and that by a reset.
+#[test]
+fn what_came_goes_before_what_is_overdue() {
+    let (a, b) = pair(caps(1), caps(2), false);
+    let tap = Arc::clone(&a.tx);
+    let mut a = stack("segue.ip=10.0.0.1/24", a);
+    let mut b = stack("segue.ip=10.0.0.2/24", b);
+    let (now, to) = (clock(), "10.0.0.2:80");
+    let listener = listen(&mut b, to);
+    let client = connect(&mut a, 1, to.parse().unwrap());
+    let mut server = None;
+    assert!(run(&mut [&mut a, &mut b], &now, SECOND, |s, _| {
+        server = server.or_else(|| s[1].engine.accept(listener).ok());
+        server.is_some() && s[0].engine.state(client) == Ok(State::ESTABLISHED)
+    }));
+    let begin = *now.borrow();
+    assert_eq!(a.engine.send(client, b"once"), Ok(4));
+    a.settle(begin);
+    while b.round(begin) {}
+    // The acknowledgement, after the time of a delayed one.
+    let later = begin + SECOND / 2;
+    while b.round(later) {}
+    tap.lock().unwrap().tap = Some(Vec::new());
+    let late = begin + 20 * SECOND;
+    a.settle(late);
+    while a.round(late) {}
+    let sent = tap.lock().unwrap().tap.take().unwrap();
+    let segments = sent.iter().filter(|f| f[12..14] == [8, 0] && f[23] == 6);
+    assert_eq!(segments.count(), 0);
+}
+
 fn exchange(a: &mut Stack, b: &mut Stack, to: &str, len: usize, limit: u64) -> u64 {
     let now = clock();
     let to: SocketAddr = to.parse().unwrap();
