@@ -2,6 +2,7 @@
 
 use crate::cpu::percpu;
 use crate::devices::control;
+use crate::memory::heap;
 use crate::replace::{fallback, trial};
 use crate::xen::Committed;
 use crate::xen::console::{self, emergency_println, println};
@@ -36,7 +37,12 @@ pub fn end(reason: ShutdownReason) -> ! {
         ShutdownReason::Crash => "crash",
     };
     let Some(token) = Committed::get() else {
-        trial::give_up(format_args!("exit without commit: {name}"));
+        match heap::refused() {
+            0 => trial::give_up(format_args!("exit without commit: {name}")),
+            size => trial::give_up(format_args!(
+                "exit without commit: {name}; there was no memory for {size} bytes"
+            )),
+        }
     };
     x86_64::instructions::interrupts::disable();
     if ENDING.swap(true, Ordering::AcqRel) && percpu::this().vcpu() != ENDER.load(Ordering::Acquire)

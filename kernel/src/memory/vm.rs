@@ -23,6 +23,33 @@ struct Memory {
 
 static MEMORY: Lock<Option<Memory>> = Lock::new(None);
 
+/// Frames that an image on trial may take, lowest first.
+struct Room {
+    extent: Extent,
+    used: u64,
+}
+
+static ROOM: Lock<Option<Room>> = Lock::new(None);
+
+/// On trial, where no frame is free: these are to be had. What is taken of them belongs to this
+/// image after the commit, the rest is free then.
+///
+/// # Safety
+/// They are mapped writable, nobody's, and not among what is kept.
+pub unsafe fn make_room(extent: Extent) {
+    *ROOM.lock() = Some(Room { extent, used: 0 });
+}
+
+fn take_room(frames: u64, align: u64) -> Option<Extent> {
+    let mut room = ROOM.lock();
+    let room = room.as_mut()?;
+    let first = room.extent.start().as_u64();
+    let start = (first + room.used).checked_next_multiple_of(align.max(1))?;
+    let taken = room.extent.part(start - first, frames)?;
+    room.used = start - first + frames;
+    Some(taken)
+}
+
 /// Frames for page tables: a bump pointer over an extent that is zeroed.
 #[derive(Debug)]
 pub struct TablePool {
@@ -148,6 +175,11 @@ pub unsafe fn init<const N: usize, const M: usize>(
     if let Some(zero) = Gfn::new(0) {
         frames.reserve(zero.extent());
     }
+    if let Some(Room { extent, used }) = ROOM.lock().take()
+        && let Some(taken) = extent.part(0, used)
+    {
+        frames.reserve(taken);
+    }
     let code = code.filter(|code| {
         ram.iter().any(|e| e.contains(*code)) && !kept.iter().any(|e| e.overlaps(*code))
     });
@@ -167,7 +199,10 @@ pub unsafe fn init<const N: usize, const M: usize>(
 }
 
 fn alloc_below(limit: u64, frames: u64, align: u64) -> Option<Extent> {
-    let alloc = || MEMORY.lock().as_mut()?.frames.alloc(frames, align, limit);
+    let alloc = || match MEMORY.lock().as_mut() {
+        Some(m) => m.frames.alloc(frames, align, limit),
+        None => take_room(frames, align),
+    };
     alloc().or_else(|| scrub::finish().then(alloc)?)
 }
 

@@ -325,6 +325,11 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
         tables::init_idt(features);
         heap::init(workspace.heap());
     }
+    if let Ok([start, end]) = record.array(Kind::Room) {
+        // SAFETY: set aside for this and mapped writable, as the record says; it keeps them for
+        // nobody.
+        unsafe { vm::make_room(extent(Kind::Room, start, end)?) };
+    }
     // Here, where there is time and memory for it: after the commit every vCPU schedules at once.
     sched::init(&workspace);
     hypercall::init(vmmcall != 0);

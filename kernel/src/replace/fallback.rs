@@ -141,6 +141,7 @@ pub(crate) fn start(token: Committed, reason: &str) {
         hole: None,
         regions: &regions,
         values: None,
+        room: None,
         network: None,
         devices: &[],
         transactions: &[],

@@ -320,6 +320,9 @@ impl Placed {
             let [start, end] = words(extent);
             w.words(Kind::Values, [start, end, len as u64].into_iter())?;
         }
+        if let Some(room) = told.room {
+            w.words(Kind::Room, words(room).into_iter())?;
+        }
         if let Some(fallback) = told.fallback {
             w.words(Kind::Fallback, fallback.words().into_iter())?;
             w.words(
@@ -359,6 +362,8 @@ pub(super) struct Told<'a> {
     pub regions: &'a [Extent],
     /// The block of named values, and its length in bytes.
     pub values: Option<(Extent, usize)>,
+    /// What the trial may take for its heap.
+    pub room: Option<Extent>,
     /// The network's state, which goes on in place.
     pub network: Option<Extent>,
     /// Devices that go on as they are.

@@ -102,6 +102,8 @@ pub enum Kind {
     /// Words: start and end frame of the text and constants of the image before, which are free
     /// after the commit.
     Code = 35,
+    /// Words: start and end frame of what the trial may take for its heap: free otherwise.
+    Room = 36,
     /// Words: where to run into a fault; only test builds write it or look at it.
     Test = 17,
 }

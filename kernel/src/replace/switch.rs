@@ -10,7 +10,7 @@ use crate::devices::{Frozen, control};
 use crate::image::{Policy, Running, Verified, VerifyError, verify};
 use crate::memory::paging::{AddressSpace, NoTableFrame, Perms, tables_for};
 use crate::memory::scrub;
-use crate::memory::vm::TablePool;
+use crate::memory::vm::{self, TablePool};
 use crate::memory::{Extent, Gfn, PAGE_SIZE};
 use crate::replace::fallback;
 use crate::replace::live::{self, AtRest};
@@ -499,8 +499,31 @@ struct HandedOver {
     settled: Settled,
     /// The block of named values, and its length in bytes.
     values: Option<(Frames, usize)>,
+    /// Memory for the trial to take it all in.
+    room: Option<Frames>,
     /// The trial's page tables for all of it.
     _tables: Option<Frames>,
+}
+
+/// What a trial gets for its heap: at least so much, in bytes, if anything is handed over.
+const LEAST_ROOM: usize = 256 * 1024;
+/// For each byte of named values: a connection's ticket is 80 bytes, and the connection 2 KiB.
+const ROOM_FOR_VALUES: usize = 32;
+/// It is at most that part of the free memory.
+const SHARE: u64 = 4;
+
+/// Memory for a trial to take in so many bytes of values. Whether it is enough only the app knows:
+/// if not, the trial fails.
+fn room(values: usize) -> Option<Frames> {
+    let wanted = values * ROOM_FOR_VALUES + LEAST_ROOM;
+    let mut frames = (wanted as u64 / PAGE_SIZE).min(vm::free_count() / SHARE);
+    while frames > 0 {
+        if let Ok(room) = Frames::alloc(frames) {
+            return Some(room);
+        }
+        frames /= 2;
+    }
+    None
 }
 
 impl HandedOver {
@@ -528,7 +551,10 @@ impl HandedOver {
             let regions = settled.regions.iter().copied();
             regions.chain(values).chain(more.clone())
         };
-        let need = extents().map(tables_for).sum();
+        let something = block.is_some() || extents().next().is_some();
+        let room = something.then(|| room(values.len())).flatten();
+        let own = room.as_ref().map(|frames| frames.0);
+        let need = extents().chain(own).map(tables_for).sum();
         let tables = (need > 0).then(|| Frames::alloc_low(need)).transpose()?;
         if let Some(tables) = &tables {
             let space = AddressSpace::from_root(trial);
@@ -537,10 +563,14 @@ impl HandedOver {
             for extent in extents() {
                 space.map(&mut pool, extent, Perms::Read)?;
             }
+            if let Some(own) = own {
+                space.map(&mut pool, own, Perms::Write)?;
+            }
         }
         Ok(Self {
             settled,
             values: block,
+            room,
             _tables: tables,
         })
     }
@@ -599,6 +629,7 @@ impl Loaded {
             hole,
             regions: &handed.settled.regions,
             values: handed.values.as_ref().map(|(frames, len)| (frames.0, *len)),
+            room: handed.room.as_ref().map(|frames| frames.0),
             network,
             devices: &still.going_on,
             transactions: &still.transactions,
