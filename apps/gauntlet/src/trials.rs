@@ -263,11 +263,17 @@ pub fn run() {
     }
     println!("gauntlet: done trials={done} failed={failed}");
     STOP.store(true, Ordering::Relaxed);
+    segue::on_replace(|next| Ok(next.put("long", &long())?));
     let error = segue::Replace::new(crate::own_bundle())
         .args("--as commit")
         .start()
         .unwrap_err();
     println!("gauntlet: not committed: {error}");
+}
+
+/// A value that is longer than the heap is with which a trial begins.
+fn long() -> String {
+    "long".repeat(80 << 10)
 }
 
 /// A first failure.
@@ -393,7 +399,9 @@ pub fn behave(args: &[&str]) {
         }
         ["--as", name, address] if name.starts_with("write-") => poke(number(address)),
         ["--as", "commit", ..] => {
-            let handed = segue::handover();
+            let mut handed = segue::handover();
+            let came: Option<String> = handed.as_mut().and_then(|h| h.take("long").ok());
+            let long_came = came.is_some_and(|came| came == long());
             let regions = || handed.as_ref().map_or(0, |h| h.regions().len());
             let offered = regions();
             // Taken and dropped, it is there until the commit.
@@ -401,9 +409,11 @@ pub fn behave(args: &[&str]) {
             let dropped = regions();
             segue::commit();
             println!(
-                "gauntlet: committed generation={} offered={offered} dropped={dropped} left={}",
+                "gauntlet: committed generation={} offered={offered} dropped={dropped} left={} \
+                 long={}",
                 segue::generation(),
-                regions()
+                regions(),
+                u8::from(long_came)
             );
         }
         ["--padded", rest, bytes] => {

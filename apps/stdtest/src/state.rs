@@ -88,11 +88,6 @@ impl State {
     }
 }
 
-/// More than a heap begins with: on trial, too, there has to be memory for it.
-fn long() -> String {
-    "long".repeat(80 << 10)
-}
-
 type Table = Region<[Row]>;
 
 static TABLE: Mutex<Option<Table>> = Mutex::new(None);
@@ -161,7 +156,6 @@ fn hand_over(next: &mut Outgoing) -> Result<(), Refusal> {
     next.put("sum", &SUM.load(Ordering::Relaxed))?;
     next.put("address", &ADDRESS.load(Ordering::Relaxed))?;
     next.put("unwanted", "value")?;
-    next.put("long", &long())?;
     Ok(())
 }
 
@@ -242,9 +236,6 @@ fn taken(before: &mut Incoming, generation: u64) -> Result<Table, String> {
     )?;
     let last: u64 = before.take("generation").map_err(text)?;
     let state: State = before.take("state").map_err(text)?;
-    if before.take::<String>("long").map_err(text)? != long() {
-        return Err("the long value is another one".into());
-    }
     ensure(
         last + 1 == generation && state.count() == last && state.names == ["one", "two"],
         "another state",

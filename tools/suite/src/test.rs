@@ -573,6 +573,7 @@ fn trials(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
     let regions = || {
         committed.is("offered", 1)?;
         committed.is("dropped", 1)?;
+        committed.is("long", 1)?;
         committed.is("left", 0)
     };
     run.explain(regions())?;
