@@ -455,32 +455,41 @@ impl<'a> Resets<'a> {
 }
 
 /// The resets from these addresses in what tcpdump printed, each with the other lines of the same
-/// connection.
+/// connection. None of them is what a connection gets that both sides have ended: who sends its end
+/// twice, because the first was long on its way, is answered twice, and knows nothing of it by then
+/// (RFC 9293 section 3.10.7.1).
 fn resets(printed: &str, addresses: &[String]) -> Vec<String> {
     // TIME IP A.PORT > B.PORT: Flags [R], …
-    let ends = |line: &str| -> Option<(String, String, bool)> {
+    let ends = |line: &str| -> Option<(String, String, String)> {
         let mut words = line.split(' ').skip(2);
         let (from, _, to) = (words.next()?, words.next()?, words.next()?);
         let flags = line.split_once("Flags [")?.1.split_once(']')?.0;
         Some((
             from.to_owned(),
             to.trim_end_matches(':').to_owned(),
-            flags.contains('R'),
+            flags.to_owned(),
         ))
     };
     let ours = |from: &str| {
         let host = from.rsplit_once('.').map_or(from, |(host, _)| host);
         addresses.iter().any(|address| address == host)
     };
-    let lines: Vec<(&str, (String, String, bool))> = printed
+    let lines: Vec<(&str, (String, String, String))> = printed
         .lines()
         .filter_map(|line| Some((line, ends(line)?)))
         .collect();
+    let ended = |at: usize, from: &str, to: &str| {
+        let mut before = lines.iter().take(at).map(|(_, ends)| ends);
+        before.any(|(a, b, flags)| a == from && b == to && flags.contains('F'))
+    };
     let resets = lines
         .iter()
-        .filter(|(_, (from, _, reset))| *reset && ours(from));
+        .enumerate()
+        .filter(|(at, (_, (from, to, flags)))| {
+            flags.contains('R') && ours(from) && !(ended(*at, from, to) && ended(*at, to, from))
+        });
     resets
-        .map(|(line, (from, to, _))| {
+        .map(|(_, (line, (from, to, _)))| {
             let same = lines.iter().filter(|(other, (a, b, _))| {
                 other != line && ((a == from && b == to) || (a == to && b == from))
             });
@@ -913,7 +922,9 @@ mod tests {
         let printed = "1 IP 10.0.0.1.3 > 10.0.0.9.80: Flags [F.], seq 1, length 0\n\
                        2 IP 10.0.0.9.80 > 10.0.0.1.3: Flags [R], seq 1, length 0\n\
                        3 IP 10.0.0.1.4 > 10.0.0.9.80: Flags [R.], seq 1, length 0\n\
-                       4 IP 10.0.0.9.80 > 10.0.0.1.5: Flags [F.], seq 1, length 0\n\n";
+                       4 IP 10.0.0.9.80 > 10.0.0.1.5: Flags [F.], seq 1, length 0\n\
+                       5 IP 10.0.0.1.5 > 10.0.0.9.80: Flags [F.], seq 1, length 0\n\
+                       6 IP 10.0.0.9.80 > 10.0.0.1.5: Flags [R], seq 1, length 0\n\n";
         let found = resets(printed, &["10.0.0.9".into()]);
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("2 IP") && found[0].contains("\n    1 IP"));
