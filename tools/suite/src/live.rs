@@ -388,7 +388,7 @@ impl<'a> Resets<'a> {
         let hosts = addresses.join(" or host ");
         // Ends of connections too: they say what was reset.
         host.exec(&format!(
-            "rm -f {file}; setsid tcpdump -lnn -i xenbr0 'tcp[tcpflags] & (tcp-rst|tcp-fin) != 0 \
+            "rm -f {file}; setsid tcpdump -B 16384 -lnn -i xenbr0 'tcp[tcpflags] & (tcp-rst|tcp-fin) != 0 \
              and (host {hosts})' >{file} 2>{file}.said </dev/null & echo $! >{file}.pid
              for n in $(seq 100); do grep -q listening {file}.said && exit; sleep 0.1; done
              cat {file}.said >&2; exit 1"
