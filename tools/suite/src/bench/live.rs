@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Bench, Row, numbers, quantile};
+use super::Bench;
+use super::blackout::numbers;
+use super::row::{Row, quantile};
 use crate::guest::{Guest, Kind, Running, events};
 use crate::live::{Client, beside, late, look, pauses, read};
 

@@ -4,23 +4,18 @@
 //! app is a domain. All of them stand by while one is measured; rounds alternate between the two.
 
 use std::fmt::Display;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use segue_image::pack;
-use segue_lab::{Domain, DomainConfig, DomainType, Lab, LabConfig};
+use segue_lab::{Domain, DomainConfig};
 
-use super::{Bench, Row, quantile};
-use crate::guest::{Kind, Xen};
+use super::Bench;
+use super::linux::{MEMORY_MIB, Programs, START, VCPUS, pack_files};
+use super::row::{Row, quantile};
+use crate::guest::{Kind, VIF, Xen};
 use crate::images::Image;
 
-/// A folder for what is made here.
-const WORK: &str = "target/bench/network";
-/// How long a domain may take to start.
-const START: Duration = Duration::from_secs(240);
 /// How long one measurement may take.
 const MEASURE: Duration = Duration::from_secs(120);
 
@@ -99,19 +94,18 @@ const FIGURES: [Figure; 6] = [
 
 /// Measures all.
 pub fn network(bench: &Bench) -> Result<Vec<Row>> {
-    let work = Path::new(WORK);
-    let pages = pack_file(work, "www/1k", &[b'x'; 1024])?;
-    let programs = with_echo(&linux_initrd()?, work)?;
+    let pages = pages()?;
+    let programs = Programs::build()?;
     for script in ["bulk.py", "exits.py"] {
         let local = Path::new("tools/suite/dom0").join(script);
         bench.xen.host().put(&local, &format!("/tmp/{script}"))?;
     }
 
-    let linux = linux(&bench.xen, &programs)?;
+    let linux = programs.serve(&bench.xen, LINUX)?;
     let images = &bench.images;
-    let httpd = ours(bench, &images.httpd, "10.0.0.31", Some(&pages))?;
-    let kv = ours(bench, &images.kv, "10.0.0.32", None)?;
-    let echo = ours(bench, &images.echo, "10.0.0.33", None)?;
+    let httpd = serve(bench, &images.httpd, "10.0.0.31", Some(&pages))?;
+    let kv = serve(bench, &images.kv, "10.0.0.32", None)?;
+    let echo = serve(bench, &images.echo, "10.0.0.33", None)?;
     let named = |domain: &Domain, address| Server {
         address,
         name: domain.name().to_owned(),
@@ -170,70 +164,28 @@ pub fn network(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A cpio archive with one file.
-fn pack_file(work: &Path, name: &str, content: &[u8]) -> Result<PathBuf> {
-    let root = work.join("root");
-    if root.exists() {
-        fs::remove_dir_all(&root)?;
-    }
-    let file = root.join(name);
-    fs::create_dir_all(file.parent().unwrap_or(&root))?;
-    fs::write(&file, content)?;
-    let archive = work.join(format!("{}.cpio", name.replace('/', "-")));
-    fs::write(&archive, pack(&root, 0)?)?;
-    Ok(archive)
-}
-
-/// The Linux domain's initrd and kernel.
-fn linux_initrd() -> Result<(PathBuf, PathBuf)> {
-    let image = Lab::prepare(&LabConfig::from_env())?;
-    Ok((image.kernel(), image.linux_initrd()))
-}
-
-/// The initrd with our `echo` in it, built for Linux as one file.
-fn with_echo((kernel, initrd): &(PathBuf, PathBuf), work: &Path) -> Result<(PathBuf, PathBuf)> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--release", "-p", "echo"])
-        .args(["--target", TARGET, "--target-dir", "target/bench/linux"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
-        .context("cargo")?;
-    ensure!(status.success(), "cargo cannot build echo for Linux");
-    let program = format!("target/bench/linux/{TARGET}/release/echo");
-    let extra = pack_file(work, "extra/echo", &fs::read(&program).context(program)?)?;
-    // The kernel takes archives one after the other, each at a multiple of 4 bytes.
-    let mut both = fs::read(initrd).with_context(|| initrd.display().to_string())?;
-    both.resize(both.len().next_multiple_of(4), 0);
-    both.extend(fs::read(extra)?);
-    let result = work.join("linux.img");
-    fs::write(&result, both)?;
-    Ok((kernel.clone(), result))
-}
-
 const LINUX: &str = "10.0.0.30";
-const VIF: &str = "vif=['type=vif,bridge=xenbr0']";
 
-fn linux(xen: &Xen, (kernel, initrd): &(PathBuf, PathBuf)) -> Result<Domain> {
-    let mut config = DomainConfig::new(DomainType::Pvh, kernel);
-    config.ramdisk = Some(initrd.clone());
-    config.cmdline = format!("console=hvc0 quiet address={LINUX}/24");
-    config.memory_mib = 512;
-    config.vcpus = 2;
-    config.extra.push(VIF.into());
-    let domain = xen.host().create(&config)?;
-    domain.wait_line(|line| line.text.contains("linux: serving"), START)?;
-    Ok(domain)
+/// The web pages of ours, as Linux has them.
+pub fn pages() -> Result<PathBuf> {
+    let page = |kib: usize| vec![b'x'; kib * 1024];
+    pack_files("pages", &[("www/1k", &page(1)), ("www/100k", &page(100))])
 }
 
-fn ours(bench: &Bench, image: &Image, address: &str, files: Option<&Path>) -> Result<Domain> {
-    // As Linux's, without a device model.
+/// A domain of ours as Linux's: without a device model.
+pub fn ours(image: &Image, address: &str, files: Option<&Path>) -> DomainConfig {
     let mut config = DomainConfig::new(Kind::Pvh.domain_type(), &image.elf);
     config.ramdisk = files.map(Into::into);
     config.cmdline = format!("segue.ip={address}/24");
-    config.vcpus = 2;
-    config.extra.push(VIF.into());
-    let domain = bench.xen.host().create(&config)?;
+    config.vcpus = VCPUS;
+    config.memory_mib = MEMORY_MIB;
+    config.extra.push(format!("vif=['{VIF}']"));
+    config
+}
+
+fn serve(bench: &Bench, image: &Image, address: &str, files: Option<&Path>) -> Result<Domain> {
+    bench.xen.prepare_network()?;
+    let domain = bench.xen.host().create(&ours(image, address, files))?;
     domain.wait_line(|line| line.text.starts_with("segue: net "), START)?;
     Ok(domain)
 }

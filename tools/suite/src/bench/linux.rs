@@ -1,0 +1,101 @@
+//! The peer: a Debian Linux domain of the same shape, with all it runs in its initrd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use segue_image::pack;
+use segue_lab::{Domain, DomainConfig, DomainType, Lab, LabConfig};
+
+use crate::guest::{VIF, Xen};
+
+/// A folder for what is made here.
+const WORK: &str = "target/bench/network";
+/// How long a domain may take to start.
+pub const START: Duration = Duration::from_secs(240);
+/// What both sides have.
+pub const VCPUS: u32 = 2;
+/// What both sides have.
+pub const MEMORY_MIB: u64 = 512;
+
+/// Files of a domain, on this machine.
+pub struct Programs {
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+}
+
+impl Programs {
+    /// Those of the lab, and our `echo`, built for Linux as one file.
+    pub fn build() -> Result<Programs> {
+        let lab = Lab::prepare(&LabConfig::from_env())?;
+        const TARGET: &str = "x86_64-unknown-linux-gnu";
+        let status = Command::new("cargo")
+            .args(["build", "-q", "--release", "-p", "echo"])
+            .args(["--target", TARGET, "--target-dir", "target/bench/linux"])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .status()
+            .context("cargo")?;
+        ensure!(status.success(), "cargo cannot build echo for Linux");
+        let program = format!("target/bench/linux/{TARGET}/release/echo");
+        let echo = fs::read(&program).context(program)?;
+        let extra = pack_files("linux-extra", &[("extra/echo", &echo)])?;
+        // The kernel takes archives one after the other, each at a multiple of 4 bytes.
+        let initrd = lab.linux_initrd();
+        let mut both = fs::read(&initrd).with_context(|| initrd.display().to_string())?;
+        both.resize(both.len().next_multiple_of(4), 0);
+        both.extend(fs::read(extra)?);
+        let plain = Path::new(WORK).join("linux.cpio");
+        fs::write(&plain, both)?;
+        // HVM domains read it through an emulated port.
+        let status = Command::new("gzip")
+            .arg("-9kf")
+            .arg(&plain)
+            .status()
+            .context("gzip")?;
+        ensure!(status.success(), "gzip cannot pack {}", plain.display());
+        Ok(Programs {
+            kernel: lab.kernel(),
+            initrd: plain.with_extension("cpio.gz"),
+        })
+    }
+
+    /// A domain of this kind with that address.
+    pub fn domain(&self, kind: DomainType, address: &str) -> DomainConfig {
+        let mut config = DomainConfig::new(kind, &self.kernel);
+        config.ramdisk = Some(self.initrd.clone());
+        config.cmdline = format!("console=hvc0 quiet address={address}/24");
+        config.memory_mib = MEMORY_MIB;
+        config.vcpus = VCPUS;
+        config.extra.push(format!("vif=['{VIF}']"));
+        config
+    }
+
+    /// Starts one without a device model, and waits until it serves.
+    pub fn serve(&self, xen: &Xen, address: &str) -> Result<Domain> {
+        xen.prepare_network()?;
+        let domain = xen.host().create(&self.domain(DomainType::Pvh, address))?;
+        domain
+            .wait_line(|line| line.text.contains("linux: serving"), START)
+            .context("the Linux domain does not serve")?;
+        Ok(domain)
+    }
+}
+
+/// A cpio archive of files.
+pub fn pack_files(name: &str, files: &[(&str, &[u8])]) -> Result<PathBuf> {
+    let work = Path::new(WORK);
+    let root = work.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    for (name, content) in files {
+        let file = root.join(name);
+        fs::create_dir_all(file.parent().unwrap_or(&root))?;
+        fs::write(&file, content)?;
+    }
+    let archive = work.join(format!("{name}.cpio"));
+    fs::write(&archive, pack(&root, 0)?)?;
+    Ok(archive)
+}
