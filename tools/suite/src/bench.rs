@@ -4,7 +4,9 @@ mod blackout;
 mod linux;
 mod live;
 mod network;
+mod matrix;
 mod row;
+mod small;
 mod start;
 mod staying;
 mod stolen;
@@ -19,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::guest::Xen;
-use crate::images::Images;
+use crate::images::{Image, Images};
 use row::Row;
 
 /// Where the figures go.
@@ -34,6 +36,7 @@ pub fn run(quick: bool, only: &[String]) -> Result<ExitCode> {
     let bench = Bench {
         xen,
         clock: images.clock_alike()?,
+        measure: images.measure()?,
         images,
         quick,
     };
@@ -81,21 +84,24 @@ struct Bench {
     images: Images,
     /// Bundles of two versions of clock, optimised alike.
     clock: PathBuf,
+    /// Tells what small things cost, and replaces itself.
+    measure: Image,
     quick: bool,
 }
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASURES: [(&str, Measure); 10] = [
+const MEASURES: [(&str, Measure); 11] = [
     ("switches", blackout::blackout),
     ("switches with shared_info in RAM", blackout::moved),
     ("switches with 2 and with 8 vCPUs", blackout::vcpus),
     ("switches to a padded image", blackout::padded),
     ("what comes before the blackout", blackout::before),
+    ("the blackout against sizes", matrix::matrix),
     ("start", start::start),
     ("the clock", start::clock),
     ("what clients see of a switch", live::live),
-    ("the network, beside Linux", network::network),
+    ("the network and small things, beside Linux", network::network),
     ("the image switch, beside Linux", switching::switching),
 ];
 

@@ -124,7 +124,7 @@ pub fn before(bench: &Bench) -> Result<Vec<Row>> {
     let bundle = fs::metadata(&bench.images.gauntlet.bundle)?.len() as usize;
     let more = (2usize << 20).checked_sub(bundle);
     let more = more.context("gauntlet's own bundle has more than 2 MiB")?;
-    let (plain, larger) = alternate(bench, more, "before_us")?;
+    let ([plain], [larger]) = alternate(bench, more, ["before_us"])?;
     let row = |name: &str, us: &[f64]| {
         let ms = quantile(us, 0.5) / 1000.0;
         Row::new("switch", name, ms, "ms").runs(us.len())
@@ -136,8 +136,13 @@ pub fn before(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Switches to gauntlet and to a larger gauntlet in turn; gives what the switches to each say.
-pub fn alternate(bench: &Bench, padding: usize, key: &str) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Switches to gauntlet and to a larger gauntlet in turn; gives what the switches to each say of
+/// some keys.
+pub fn alternate<const N: usize>(
+    bench: &Bench,
+    padding: usize,
+    keys: [&str; N],
+) -> Result<([Vec<f64>; N], [Vec<f64>; N])> {
     let image = &bench.images.gauntlet;
     let count = bench.pick(20, 8);
     let run = Guest::new(image, Kind::Hvm, 2)
@@ -146,7 +151,7 @@ pub fn alternate(bench: &Bench, padding: usize, key: &str) -> Result<(Vec<f64>, 
         .cmdline(format!("-- --padded {count} {padding}"))
         .run(&bench.xen)?;
     run.one("gauntlet: done padded")?;
-    let (mut plain, mut padded) = (Vec::new(), Vec::new());
+    let (mut plain, mut padded) = (keys.map(|_| Vec::new()), keys.map(|_| Vec::new()));
     let mut to = None;
     for line in run.lines() {
         if let Some(next) = line.text.strip_prefix("gauntlet: next=") {
@@ -154,16 +159,19 @@ pub fn alternate(bench: &Bench, padding: usize, key: &str) -> Result<(Vec<f64>, 
         } else if line.text.starts_with("segue: switch ")
             && let Some(is_padded) = to.take()
         {
-            let us = Event { text: &line.text }.number(key)? as f64;
-            if is_padded { &mut padded } else { &mut plain }.push(us);
+            let values = if is_padded { &mut padded } else { &mut plain };
+            for (key, values) in keys.iter().zip(values) {
+                values.push(Event { text: &line.text }.number(key)? as f64);
+            }
         }
     }
-    ensure!(!plain.is_empty() && !padded.is_empty(), "no switches");
+    let some = |values: &[Vec<f64>]| values.iter().all(|values| !values.is_empty());
+    ensure!(some(&plain) && some(&padded), "no switches");
     Ok((plain, padded))
 }
 
 pub fn padded(bench: &Bench) -> Result<Vec<Row>> {
-    let (plain, padded) = alternate(bench, PADDING, "blackout_us")?;
+    let ([plain], [padded]) = alternate(bench, PADDING, ["blackout_us"])?;
     // The least of many is what the work itself takes; the rest is the machine's.
     let least = |values: &[f64]| quantile(values, 0.0) / 1000.0;
     let half = |values: &[f64]| quantile(values, 0.5) / 1000.0;

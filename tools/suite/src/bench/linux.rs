@@ -27,20 +27,23 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those of the lab, and our `echo`, built for Linux as one file.
+    /// Those of the lab, and our `echo` and `measure`, built for Linux as one file each.
     pub fn build() -> Result<Programs> {
         let lab = Lab::prepare(&LabConfig::from_env())?;
         const TARGET: &str = "x86_64-unknown-linux-gnu";
         let status = Command::new("cargo")
-            .args(["build", "-q", "--release", "-p", "echo"])
+            .args(["build", "-q", "--release", "-p", "echo", "-p", "measure"])
             .args(["--target", TARGET, "--target-dir", "target/bench/linux"])
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .status()
             .context("cargo")?;
-        ensure!(status.success(), "cargo cannot build echo for Linux");
-        let program = format!("target/bench/linux/{TARGET}/release/echo");
-        let echo = fs::read(&program).context(program)?;
-        let extra = pack_files("linux-extra", &[("extra/echo", &echo)])?;
+        ensure!(status.success(), "cargo cannot build our programs for Linux");
+        let program = |name: &str| {
+            let path = format!("target/bench/linux/{TARGET}/release/{name}");
+            fs::read(&path).context(path)
+        };
+        let (echo, measure) = (program("echo")?, program("measure")?);
+        let extra = pack_files("linux-extra", &[("extra/echo", &echo), ("measure", &measure)])?;
         // The kernel takes archives one after the other, each at a multiple of 4 bytes.
         let initrd = lab.linux_initrd();
         let mut both = fs::read(&initrd).with_context(|| initrd.display().to_string())?;
