@@ -1,11 +1,17 @@
 //! `make bench`: figures, as counts and ratios, with the goals they are held to.
 
 mod blackout;
+mod compare;
+mod estimate;
 mod linux;
 mod live;
-mod network;
 mod matrix;
+mod network;
+mod plot;
+mod readme;
+mod report;
 mod row;
+mod setting;
 mod small;
 mod start;
 mod staying;
@@ -18,17 +24,105 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::guest::Xen;
 use crate::images::{Image, Images};
 use row::Row;
+use setting::Setting;
 
 /// Where the figures go.
 const RESULTS: &str = "target/bench/results.json";
 
+/// And what they were measured with.
+const SETTING: &str = "target/bench/setting.json";
+/// The page for people.
+const REPORT: &str = "target/bench/report.html";
+
+/// What is asked for.
+pub struct Wanted {
+    /// Measure less often, and leave out what takes minutes.
+    pub quick: bool,
+    /// Write README's section, too.
+    pub readme: bool,
+    /// Measure nothing: show the last run again.
+    pub last: bool,
+    /// Only what has one of these words in its name; all if there is none.
+    pub only: Vec<String>,
+}
+
+/// Measures, or shows what was measured last.
+pub fn run(wanted: &Wanted) -> Result<ExitCode> {
+    let last: Vec<Row> = read(RESULTS).unwrap_or_default();
+    let (rows, setting, last) = if wanted.last {
+        (read(RESULTS)?, read(SETTING)?, Vec::new())
+    } else {
+        let (rows, setting) = measure(wanted.quick, &wanted.only)?;
+        write(RESULTS, &rows)?;
+        write(SETTING, &setting)?;
+        (rows, setting, last)
+    };
+    report::write(Path::new(REPORT), &rows, &setting, &last)?;
+    println!("{}", table::table(&rows, &last));
+    println!(
+        "The lab's processor is emulated: an exit of the guest costs 0.1 to 1 ms there, and other \
+         work on the machine shows in the times. Counts and ratios carry over."
+    );
+    if let Some(estimate) = estimate::Estimate::new(&rows) {
+        println!(
+            "The blackout on hardware, estimated: {:.0} µs; {REPORT} shows from what.",
+            estimate.on_hardware()
+        );
+    }
+    let missed: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.met == Some(false))
+        .map(|row| row.name.as_str())
+        .collect();
+    println!(
+        "bench: {} figures in {RESULTS}, {} with a goal, missed: {}; {:.0} s; report: {REPORT}",
+        rows.len(),
+        rows.iter().filter(|row| row.goal.is_some()).count(),
+        if missed.is_empty() {
+            "none".to_owned()
+        } else {
+            missed.join(", ")
+        },
+        setting.seconds
+    );
+    if wanted.readme {
+        readme::write(&rows, &setting)?;
+        println!(
+            "bench: README's figures are of this run; {} keeps it",
+            readme::ROWS
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read<T: DeserializeOwned>(path: &str) -> Result<T> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("{path}: run `make bench` first"))?;
+    serde_json::from_str(&text).with_context(|| format!("{path} is of another version"))
+}
+
+fn write(path: &str, what: &impl Serialize) -> Result<()> {
+    if let Some(folder) = Path::new(path).parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, serde_json::to_string_pretty(what)? + "\n").with_context(|| path.to_owned())
+}
+
 /// Measures everything, or what has one of the words in its name; with `quick`, less often.
-pub fn run(quick: bool, only: &[String]) -> Result<ExitCode> {
+fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.contains(&**word));
+    ensure!(
+        MEASURES.iter().any(|(name, _)| wanted(name)),
+        "nothing of that name; there are: {}",
+        MEASURES.map(|(name, _)| name).join("; ")
+    );
     let begin = Instant::now();
     let images = Images::build()?;
     // Linux and three of ours stand by at the same time.
@@ -40,9 +134,11 @@ pub fn run(quick: bool, only: &[String]) -> Result<ExitCode> {
         images,
         quick,
     };
+    let mut setting = Setting::new(&bench, only)?;
+    let before = stolen::stolen()?;
     let mut rows = Vec::new();
     for (name, measure) in MEASURES {
-        if !only.is_empty() && !only.iter().any(|word| name.contains(word.as_str())) {
+        if !wanted(name) {
             continue;
         }
         let start = Instant::now();
@@ -50,33 +146,10 @@ pub fn run(quick: bool, only: &[String]) -> Result<ExitCode> {
         rows.extend(measure(&bench).with_context(|| format!("measuring {name}"))?);
         eprintln!("bench: {name}: {:.0} s", start.elapsed().as_secs_f64());
     }
-    let results = Path::new(RESULTS);
-    if let Some(folder) = results.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(results, serde_json::to_string_pretty(&rows)? + "\n").context(RESULTS)?;
-    println!("{}", table::table(&rows));
-    println!(
-        "The lab's processor is emulated: an exit of the guest costs 0.1 to 1 ms there, and other \
-         work on the machine shows in the times. Counts and ratios carry over."
-    );
-    let missed: Vec<&str> = rows
-        .iter()
-        .filter(|row| row.met == Some(false))
-        .map(|row| row.name.as_str())
-        .collect();
-    println!(
-        "bench: {} figures in {RESULTS}, {} with a goal, missed: {}; {:.0} s",
-        rows.len(),
-        rows.iter().filter(|row| row.goal.is_some()).count(),
-        if missed.is_empty() {
-            "none".to_owned()
-        } else {
-            missed.join(", ")
-        },
-        begin.elapsed().as_secs_f64()
-    );
-    Ok(ExitCode::SUCCESS)
+    let after = stolen::stolen()?;
+    setting.stolen_percent = 100.0 * (after.0 - before.0) / (after.1 - before.1).max(1.0);
+    setting.seconds = begin.elapsed().as_secs_f64();
+    Ok((rows, setting))
 }
 
 struct Bench {
@@ -101,7 +174,10 @@ const MEASURES: [(&str, Measure); 11] = [
     ("start", start::start),
     ("the clock", start::clock),
     ("what clients see of a switch", live::live),
-    ("the network and small things, beside Linux", network::network),
+    (
+        "the network and small things, beside Linux",
+        network::network,
+    ),
     ("the image switch, beside Linux", switching::switching),
 ];
 

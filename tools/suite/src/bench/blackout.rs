@@ -194,4 +194,3 @@ pub fn padded(bench: &Bench) -> Result<Vec<Row>> {
         ),
     ])
 }
-

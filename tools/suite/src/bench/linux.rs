@@ -13,6 +13,11 @@ use crate::guest::{VIF, Xen};
 
 /// A folder for what is made here.
 const WORK: &str = "target/bench/network";
+/// What our programs are built for, for Linux.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const LINUX_TARGET: &str = "target/bench/linux";
+/// And where they are.
+pub const LINUX_PROGRAMS: &str = "target/bench/linux/x86_64-unknown-linux-gnu/release";
 /// How long a domain may take to start.
 pub const START: Duration = Duration::from_secs(240);
 /// What both sides have.
@@ -27,23 +32,37 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// Where they will be.
+    pub fn place() -> Result<Programs> {
+        Ok(Programs {
+            kernel: Lab::prepare(&LabConfig::from_env())?.kernel(),
+            initrd: Path::new(WORK).join("linux.cpio.gz"),
+        })
+    }
+
     /// Those of the lab, and our `echo` and `measure`, built for Linux as one file each.
     pub fn build() -> Result<Programs> {
+        let programs = Programs::place()?;
         let lab = Lab::prepare(&LabConfig::from_env())?;
-        const TARGET: &str = "x86_64-unknown-linux-gnu";
         let status = Command::new("cargo")
             .args(["build", "-q", "--release", "-p", "echo", "-p", "measure"])
-            .args(["--target", TARGET, "--target-dir", "target/bench/linux"])
+            .args(["--target", TARGET, "--target-dir", LINUX_TARGET])
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .status()
             .context("cargo")?;
-        ensure!(status.success(), "cargo cannot build our programs for Linux");
+        ensure!(
+            status.success(),
+            "cargo cannot build our programs for Linux"
+        );
         let program = |name: &str| {
-            let path = format!("target/bench/linux/{TARGET}/release/{name}");
+            let path = format!("{LINUX_PROGRAMS}/{name}");
             fs::read(&path).context(path)
         };
         let (echo, measure) = (program("echo")?, program("measure")?);
-        let extra = pack_files("linux-extra", &[("extra/echo", &echo), ("measure", &measure)])?;
+        let extra = pack_files(
+            "linux-extra",
+            &[("extra/echo", &echo), ("measure", &measure)],
+        )?;
         // The kernel takes archives one after the other, each at a multiple of 4 bytes.
         let initrd = lab.linux_initrd();
         let mut both = fs::read(&initrd).with_context(|| initrd.display().to_string())?;
@@ -58,10 +77,7 @@ impl Programs {
             .status()
             .context("gzip")?;
         ensure!(status.success(), "gzip cannot pack {}", plain.display());
-        Ok(Programs {
-            kernel: lab.kernel(),
-            initrd: plain.with_extension("cpio.gz"),
-        })
+        Ok(programs)
     }
 
     /// A domain of this kind with that address.

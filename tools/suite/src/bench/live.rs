@@ -37,10 +37,7 @@ pub fn live(bench: &Bench) -> Result<Vec<Row>> {
             quantile(&quiet, 0.99),
         )
         .runs(quiet.len()),
-        live(
-            "longest pause of a client, median of switches",
-            pause(0.5),
-        ),
+        live("longest pause of a client, median of switches", pause(0.5)),
         Row::median("blackout", "0 connections, p50", &ms(&idle), "ms"),
         Row::median("blackout", "1 connection, p50", &ms(&alone), "ms"),
     ];

@@ -57,7 +57,11 @@ fn sizes(bench: &Bench) -> Result<Vec<Row>> {
     let mut first = None;
     let mut rows = Vec::new();
     if let Some(plain) = plain {
-        rows.extend(rows_of(&format!("image of {} kB", own / 1000), &mut first, &plain));
+        rows.extend(rows_of(
+            &format!("image of {} kB", own / 1000),
+            &mut first,
+            &plain,
+        ));
     }
     for (name, values) in all {
         rows.extend(rows_of(&name, &mut first, &values));

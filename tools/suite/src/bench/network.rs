@@ -309,7 +309,11 @@ struct Cost {
 
 impl Cost {
     fn of(&self, key: &str) -> f64 {
-        self.counts.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN) / self.requests
+        self.counts
+            .get(key)
+            .and_then(Value::as_f64)
+            .unwrap_or(f64::NAN)
+            / self.requests
     }
 }
 
@@ -373,7 +377,10 @@ fn traced(
     let (requests, counted) = (requests?, counted?);
     let counts: Value = serde_json::from_str(&counted).with_context(|| counted.clone())?;
     let count = |key: &str| counts.get(key).and_then(Value::as_u64);
-    ensure!(count("lost") == Some(0), "Xen's trace lost records: {counts}");
+    ensure!(
+        count("lost") == Some(0),
+        "Xen's trace lost records: {counts}"
+    );
     ensure!(
         count("exits") > Some(0) && count("copies") > Some(0),
         "Xen's trace has no exits or no copies: {counts}"

@@ -78,6 +78,11 @@ impl Row {
         self
     }
 
+    /// What was measured, of ours or else of the peer.
+    pub fn value(&self) -> Option<f64> {
+        self.segue.or(self.peer)
+    }
+
     /// Of so many measurements.
     pub fn runs(mut self, runs: usize) -> Row {
         self.runs = runs;

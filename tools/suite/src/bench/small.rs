@@ -1,11 +1,13 @@
 //! Small things: the same program in an image of ours and on Linux.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use segue_lab::Domain;
 
 use super::Bench;
+use super::linux::LINUX_PROGRAMS;
 use super::row::{Row, quantile};
 use crate::guest::{Event, Guest, Kind};
 
@@ -21,7 +23,11 @@ const ONE: [(&str, &str, bool); 7] = [
     ("yield to another thread, 1 vCPU", "yield_ns", true),
     ("waking another thread, 1 vCPU", "wake_ns", true),
     ("a hypercall that does nothing", "hypercall_ns", false),
-    ("an event to the own vCPU, until its handler runs", "event_ns", false),
+    (
+        "an event to the own vCPU, until its handler runs",
+        "event_ns",
+        false,
+    ),
 ];
 /// And with two.
 const TWO: [(&str, &str, bool); 1] = [("waking another thread, 2 vCPUs", "wake_ns", true)];
@@ -54,8 +60,18 @@ pub fn small(bench: &Bench, linux: &Domain) -> Result<Vec<Row>> {
             });
         }
     }
+    let beneath = Command::new(format!("{LINUX_PROGRAMS}/measure")).output();
+    let beneath = beneath.context("`measure` on this machine")?;
+    let said = String::from_utf8_lossy(&beneath.stdout);
+    let work: f64 = Event { text: said.trim() }.get("work_ns")?.parse()?;
+    if let Some(ours) = rows.first().and_then(|row| row.segue) {
+        rows.push(Row::new(AREA, BENEATH, ours, "ns").peer("this machine itself", work));
+    }
     Ok(rows)
 }
+
+/// How much slower computing is than without emulation.
+pub const BENEATH: &str = "a million steps of computing, beneath";
 
 fn of(lines: &[String], key: &str) -> Result<Vec<f64>> {
     let values = lines.iter().map(|text| {

@@ -44,4 +44,3 @@ pub fn clock(bench: &Bench) -> Result<Vec<Row>> {
     let row = row.peer("ordered rdtsc", cycles("rdtsc_cycles")?);
     Ok(vec![row.runs(50 * 10_000).at_most(2.0)])
 }
-

@@ -101,12 +101,17 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
         rows.push(Row::new("image switch", longest, max(&ours), "ms").runs(ours.len()));
         rows.push(row("as long without a switch", &of(&quiet, service)));
         rows.push(
-            row("xl reboot, without service", &of(&reboot, service))
-                .peer("Linux xl reboot", quantile(&of(&linux_reboot, service), 0.5)),
+            row("xl reboot, without service", &of(&reboot, service)).peer(
+                "Linux xl reboot",
+                quantile(&of(&linux_reboot, service), 0.5),
+            ),
         );
         rows.push(
-            row("xl destroy, xl create, without service", &of(&create, service))
-                .peer("Segue switch", quantile(&ours, 0.5)),
+            row(
+                "xl destroy, xl create, without service",
+                &of(&create, service),
+            )
+            .peer("Segue switch", quantile(&ours, 0.5)),
         );
     }
     if let Some((_, parts)) = &kexec {
@@ -124,7 +129,8 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
 
 fn of(seen: &Seen, service: &str) -> Vec<f64> {
     let mine = seen.iter().filter(|(name, _)| *name == service);
-    mine.flat_map(|(_, values)| values.iter().copied()).collect()
+    mine.flat_map(|(_, values)| values.iter().copied())
+        .collect()
 }
 
 /// The clients of a service, and ping.
@@ -152,19 +158,27 @@ fn switches(bench: &Bench, app: &App<'_>, switch: &mut Seen, quiet: &mut Seen) -
     let begin = domain.started_at()?;
     let mut quiet_from = 0.0;
     let every = Duration::from_millis(EVERY);
-    let said = beside(&bench.xen, app.address, &clients(app.service, app.address), |_| {
-        let last = format!("segue: commit generation={}", count + 1);
-        let there = |line: &segue_lab::Line| line.text.starts_with(&last);
-        while !domain.lines().iter().any(there) {
-            domain.next_line()?.context("the domain ended")?;
-        }
-        thread::sleep(every);
-        quiet_from = begin + domain.elapsed().as_secs_f64();
-        thread::sleep(every * u32::try_from(count)?);
-        Ok(())
-    })?;
+    let said = beside(
+        &bench.xen,
+        app.address,
+        &clients(app.service, app.address),
+        |_| {
+            let last = format!("segue: commit generation={}", count + 1);
+            let there = |line: &segue_lab::Line| line.text.starts_with(&last);
+            while !domain.lines().iter().any(there) {
+                domain.next_line()?.context("the domain ended")?;
+            }
+            thread::sleep(every);
+            quiet_from = begin + domain.elapsed().as_secs_f64();
+            thread::sleep(every * u32::try_from(count)?);
+            Ok(())
+        },
+    )?;
     let lines = domain.lines();
-    let first = said.iter().map(|said| read(said)).collect::<Result<Vec<Value>>>()?;
+    let first = said
+        .iter()
+        .map(|said| read(said))
+        .collect::<Result<Vec<Value>>>()?;
     // Switches before the clients had come do not count.
     let since = first
         .iter()
@@ -215,16 +229,27 @@ fn restarts(
         for (by_reboot, seen) in [(true, &mut *reboot), (false, &mut *create)] {
             let command = match by_reboot {
                 true => format!("xl reboot {}", domain.name()),
-                false => format!("xl destroy {} && xl create -q {}", domain.name(), domain.config()),
+                false => format!(
+                    "xl destroy {} && xl create -q {}",
+                    domain.name(),
+                    domain.config()
+                ),
             };
-            let said = beside(&bench.xen, app.address, &clients(app.service, app.address), |_| {
-                thread::sleep(QUIET);
-                let before = domain.domid()?;
-                host.exec_for(&command, BACK)?.check()?;
-                domain.wait(BACK, || Ok(domain.domid()?.is_some_and(|id| Some(id) != before)))?;
-                thread::sleep(QUIET);
-                Ok(())
-            })
+            let said = beside(
+                &bench.xen,
+                app.address,
+                &clients(app.service, app.address),
+                |_| {
+                    thread::sleep(QUIET);
+                    let before = domain.domid()?;
+                    host.exec_for(&command, BACK)?.check()?;
+                    domain.wait(BACK, || {
+                        Ok(domain.domid()?.is_some_and(|id| Some(id) != before))
+                    })?;
+                    thread::sleep(QUIET);
+                    Ok(())
+                },
+            )
             .with_context(|| command.clone())?;
             longest(seen, app.service, &said)?;
         }
@@ -265,8 +290,11 @@ fn linux_reboots(bench: &Bench, programs: &Programs, times: usize) -> Result<See
         let said = beside(&bench.xen, LINUX, &linux_clients(), |_| {
             thread::sleep(QUIET);
             let before = domain.domid()?;
-            host.exec(&format!("xl reboot {}", domain.name()))?.check()?;
-            domain.wait(BACK, || Ok(domain.domid()?.is_some_and(|id| Some(id) != before)))?;
+            host.exec(&format!("xl reboot {}", domain.name()))?
+                .check()?;
+            domain.wait(BACK, || {
+                Ok(domain.domid()?.is_some_and(|id| Some(id) != before))
+            })?;
             thread::sleep(QUIET);
             Ok(())
         })
@@ -336,7 +364,10 @@ fn kexec_parts(ping: &Value, log: &str) -> Result<[f64; 3]> {
         let at = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         at.with_context(|| format!("xl did not say '{what}':\n{log}"))
     };
-    let (down, up) = (said("has shut down, reason code 5")?, said("Waiting for domain")?);
+    let (down, up) = (
+        said("has shut down, reason code 5")?,
+        said("Waiting for domain")?,
+    );
     let begin = end - ms / 1000.0;
     Ok([down - begin, up - down, end - up].map(|seconds| seconds * 1000.0))
 }

@@ -3,17 +3,24 @@
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
+use super::compare::moved;
 use super::row::Row;
 
-/// All of them.
-pub fn table(rows: &[Row]) -> Table {
+/// All of them; beside the last run, if there is one.
+pub fn table(rows: &[Row], last: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["what", "Segue", "unit", "peer", "ratio", "goal", "met"]);
+    table.set_header([
+        "what", "Segue", "unit", "peer", "ratio", "goal", "met", "since",
+    ]);
     for row in rows {
-        table.add_row(cells(row));
+        let since = moved(row, last).map_or(String::new(), |moved| {
+            let mark = if moved.beyond_noise { " ◆" } else { "" };
+            format!("{:+.0} %{mark}", moved.percent)
+        });
+        table.add_row(cells(row).into_iter().chain([since]));
     }
-    for column in [1, 4, 5] {
+    for column in [1, 4, 5, 7] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
