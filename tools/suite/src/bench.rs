@@ -143,7 +143,14 @@ fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
         }
         let start = Instant::now();
         eprintln!("bench: {name} …");
-        rows.extend(measure(&bench).with_context(|| format!("measuring {name}"))?);
+        match measure(&bench) {
+            Ok(more) => rows.extend(more),
+            Err(error) => {
+                // What there is was dear; but it is no run, and is not kept.
+                println!("{}", table::table(&rows, &[]));
+                return Err(error.context(format!("measuring {name}")));
+            }
+        }
         eprintln!("bench: {name}: {:.0} s", start.elapsed().as_secs_f64());
     }
     let after = stolen::stolen()?;
@@ -164,7 +171,7 @@ struct Bench {
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASURES: [(&str, Measure); 11] = [
+const MEASURES: [(&str, Measure); 12] = [
     ("switches", blackout::blackout),
     ("switches with shared_info in RAM", blackout::moved),
     ("switches with 2 and with 8 vCPUs", blackout::vcpus),

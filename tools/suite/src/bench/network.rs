@@ -173,7 +173,6 @@ pub fn network(bench: &Bench) -> Result<Vec<Row>> {
             rows.push(Row::new("network", name, of(&ours), unit).peer("Linux", of(&theirs)));
         }
     }
-    rows.extend(super::small::small(bench, &linux)?);
     let size = images.httpd.img_len as f64 / 1000.0;
     rows.push(Row::new("network", "httpd.img", size, "kB").at_most(1500.0));
     Ok(rows)
