@@ -181,10 +181,8 @@ const MEASURES: [(&str, Measure); 12] = [
     ("start", start::start),
     ("the clock", start::clock),
     ("what clients see of a switch", live::live),
-    (
-        "the network and small things, beside Linux",
-        network::network,
-    ),
+    ("the network, beside Linux", network::network),
+    ("small things, beside Linux", small::small),
     ("the image switch, beside Linux", switching::switching),
 ];
 
