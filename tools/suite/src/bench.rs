@@ -19,12 +19,14 @@ mod stolen;
 mod switching;
 mod table;
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use segue_lab::Domain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -117,11 +119,14 @@ fn write(path: &str, what: &impl Serialize) -> Result<()> {
 
 /// Measures everything, or what has one of the words in its name; with `quick`, less often.
 fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.contains(&**word));
+    let wanted = |name: &str, in_quick| match only.is_empty() {
+        true => in_quick || !quick,
+        false => only.iter().any(|word| name.contains(&**word)),
+    };
     ensure!(
-        MEASURES.iter().any(|(name, _)| wanted(name)),
+        MEASURES.iter().any(|(name, ..)| wanted(name, true)),
         "nothing of that name; there are: {}",
-        MEASURES.map(|(name, _)| name).join("; ")
+        MEASURES.map(|(name, ..)| name).join("; ")
     );
     let begin = Instant::now();
     let images = Images::build()?;
@@ -133,12 +138,13 @@ fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
         measure: images.measure()?,
         images,
         quick,
+        linux: OnceCell::new(),
     };
     let mut setting = Setting::new(&bench, only)?;
     let before = stolen::stolen()?;
     let mut rows = Vec::new();
-    for (name, measure) in MEASURES {
-        if !wanted(name) {
+    for (name, in_quick, measure) in MEASURES {
+        if !wanted(name, in_quick) {
             continue;
         }
         let start = Instant::now();
@@ -167,27 +173,40 @@ struct Bench {
     /// Tells what small things cost, and replaces itself.
     measure: Image,
     quick: bool,
+    /// The peer that serves, started when it is first wanted.
+    linux: OnceCell<Domain>,
 }
 
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASURES: [(&str, Measure); 12] = [
-    ("switches", blackout::blackout),
-    ("switches with shared_info in RAM", blackout::moved),
-    ("switches with 2 and with 8 vCPUs", blackout::vcpus),
-    ("switches to a padded image", blackout::padded),
-    ("what comes before the blackout", blackout::before),
-    ("the blackout against sizes", matrix::matrix),
-    ("start", start::start),
-    ("the clock", start::clock),
-    ("what clients see of a switch", live::live),
-    ("the network, beside Linux", network::network),
-    ("small things, beside Linux", small::small),
-    ("the image switch, beside Linux", switching::switching),
+/// What there is: its name, whether a quick run has it unasked, and how it is measured.
+const MEASURES: [(&str, bool, Measure); 13] = [
+    ("switches", true, blackout::blackout),
+    ("switches with shared_info in RAM", false, blackout::moved),
+    ("switches with 2 and with 8 vCPUs", false, blackout::vcpus),
+    ("switches to a padded image", false, blackout::padded),
+    ("what comes before the blackout", false, blackout::before),
+    ("the blackout against sizes", false, matrix::matrix),
+    ("start", true, start::start),
+    ("first answer, beside Linux", false, start::to_first_answer),
+    ("the clock", true, start::clock),
+    ("what clients see of a switch", false, live::live),
+    ("the network, beside Linux", true, network::network),
+    ("small things, beside Linux", true, small::small),
+    ("the image switch, beside Linux", true, switching::switching),
 ];
 
 impl Bench {
     fn pick(&self, full: u64, quick: u64) -> u64 {
         if self.quick { quick } else { full }
+    }
+
+    /// The Linux domain that serves, at [`linux::ADDRESS`].
+    fn linux(&self) -> Result<&Domain> {
+        if let Some(domain) = self.linux.get() {
+            return Ok(domain);
+        }
+        let domain = linux::Programs::build()?.serve(&self.xen)?;
+        Ok(self.linux.get_or_init(|| domain))
     }
 }

@@ -136,13 +136,16 @@ pub fn before(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
+/// Values of some keys.
+pub type Values<const N: usize> = [Vec<f64>; N];
+
 /// Switches to gauntlet and to a larger gauntlet in turn; gives what the switches to each say of
 /// some keys.
 pub fn alternate<const N: usize>(
     bench: &Bench,
     padding: usize,
     keys: [&str; N],
-) -> Result<([Vec<f64>; N], [Vec<f64>; N])> {
+) -> Result<(Values<N>, Values<N>)> {
     let image = &bench.images.gauntlet;
     let count = bench.pick(20, 8);
     let run = Guest::new(image, Kind::Hvm, 2)

@@ -20,6 +20,8 @@ const LINUX_TARGET: &str = "target/bench/linux";
 pub const LINUX_PROGRAMS: &str = "target/bench/linux/x86_64-unknown-linux-gnu/release";
 /// How long a domain may take to start.
 pub const START: Duration = Duration::from_secs(240);
+/// Where the one is that serves for all figures of servers.
+pub const ADDRESS: &str = "10.0.0.30";
 /// What both sides have.
 pub const VCPUS: u32 = 2;
 /// What both sides have.
@@ -92,9 +94,9 @@ impl Programs {
     }
 
     /// Starts one without a device model, and waits until it serves.
-    pub fn serve(&self, xen: &Xen, address: &str) -> Result<Domain> {
+    pub fn serve(&self, xen: &Xen) -> Result<Domain> {
         xen.prepare_network()?;
-        let domain = xen.host().create(&self.domain(DomainType::Pvh, address))?;
+        let domain = xen.host().create(&self.domain(DomainType::Pvh, ADDRESS))?;
         domain
             .wait_line(|line| line.text.contains("linux: serving"), START)
             .context("the Linux domain does not serve")?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use segue_lab::EndReason;
 
 use super::Bench;
-use super::blackout::{alternate, numbers};
+use super::blackout::{Values, alternate, numbers};
 use super::row::{Row, max, quantile};
 use crate::guest::{Guest, Kind, Run};
 
@@ -21,7 +21,7 @@ pub fn matrix(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// What the console says of switches: the time, and what it is made of where nothing is emulated.
-fn rows_of(name: &str, first: &mut Option<(String, f64)>, values: &[Vec<f64>; 4]) -> Vec<Row> {
+fn rows_of(name: &str, first: &mut Option<(String, f64)>, values: &Values<4>) -> Vec<Row> {
     let [us, hypercalls, exits, updates] = values;
     let ms: Vec<f64> = us.iter().map(|us| us / 1000.0).collect();
     let row = Row::median(AREA, format!("{name}, p50"), &ms, "ms");
@@ -70,7 +70,7 @@ fn sizes(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// `measure` replaces itself.
-fn switches(bench: &Bench, vcpus: u32, mib: u64) -> Result<[Vec<f64>; 4]> {
+fn switches(bench: &Bench, vcpus: u32, mib: u64) -> Result<Values<4>> {
     let count = bench.pick(20, 6);
     let run = Guest::new(&bench.measure, Kind::Pvh, vcpus)
         .memory(64 + mib)
@@ -84,7 +84,7 @@ fn switches(bench: &Bench, vcpus: u32, mib: u64) -> Result<[Vec<f64>; 4]> {
     Ok(values)
 }
 
-fn of(run: &Run) -> Result<[Vec<f64>; 4]> {
+fn of(run: &Run) -> Result<Values<4>> {
     let mut values = KEYS.map(|_| Vec::new());
     for (key, values) in KEYS.iter().zip(&mut values) {
         *values = numbers(run.events("segue: switch "), key)?;

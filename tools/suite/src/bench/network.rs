@@ -11,7 +11,7 @@ use segue_lab::{Domain, DomainConfig};
 use serde_json::Value;
 
 use super::Bench;
-use super::linux::{MEMORY_MIB, Programs, START, VCPUS, pack_files};
+use super::linux::{ADDRESS, MEMORY_MIB, START, VCPUS, pack_files};
 use super::row::{Row, quantile};
 use crate::guest::{Kind, VIF, Xen};
 use crate::images::Image;
@@ -116,13 +116,12 @@ const FIGURES: [Figure; 9] = [
 /// Measures all.
 pub fn network(bench: &Bench) -> Result<Vec<Row>> {
     let pages = pages()?;
-    let programs = Programs::build()?;
     for script in ["bulk.py", "exits.py"] {
         let local = Path::new("tools/suite/dom0").join(script);
         bench.xen.host().put(&local, &format!("/tmp/{script}"))?;
     }
 
-    let linux = programs.serve(&bench.xen, LINUX)?;
+    let linux = bench.linux()?;
     let images = &bench.images;
     let httpd = serve(bench, &images.httpd, "10.0.0.31", Some(&pages))?;
     let kv = serve(bench, &images.kv, "10.0.0.32", None)?;
@@ -131,7 +130,7 @@ pub fn network(bench: &Bench) -> Result<Vec<Row>> {
         address,
         name: domain.name().to_owned(),
     };
-    let peer = named(&linux, LINUX);
+    let peer = named(linux, ADDRESS);
     let sides = [
         Side {
             http: named(&httpd, "10.0.0.31"),
@@ -177,8 +176,6 @@ pub fn network(bench: &Bench) -> Result<Vec<Row>> {
     rows.push(Row::new("network", "httpd.img", size, "kB").at_most(1500.0));
     Ok(rows)
 }
-
-const LINUX: &str = "10.0.0.30";
 
 /// The web pages of ours, as Linux has them.
 pub fn pages() -> Result<PathBuf> {

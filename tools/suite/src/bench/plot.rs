@@ -18,7 +18,8 @@ const HEIGHT: u32 = 22;
 
 /// Bars beneath each other; `log` for values that are far apart. A line marks a value.
 pub fn bars(title: &str, unit: &str, all: &[Bar], log: bool, mark: Option<f64>) -> Result<String> {
-    let values = || all.iter().map(|bar| bar.value).filter(|value| *value > 0.0);
+    let is_shown = |value: &f64| *value > 0.0 && value.is_finite();
+    let values = || all.iter().map(|bar| bar.value).filter(is_shown);
     let most = values().chain(mark).fold(f64::MIN_POSITIVE, f64::max) * if log { 4.0 } else { 1.2 };
     let least = values().chain(mark).fold(most, f64::min);
     let mut text = String::new();
@@ -88,13 +89,10 @@ where
             (end, top - 0.3),
             ("sans-serif", 12),
         )])?;
-        // Beside the axis, whose place in pixels is known.
-        let y = 8 + 26 + i32::try_from(at * HEIGHT)?;
-        area.draw_text(
-            &bar.name,
-            &("sans-serif", 12).into_text_style(&area),
-            (10, y),
-        )?;
+        // Beside the axis.
+        let (_, y) = chart.backend_coord(&(least.max(f64::MIN_POSITIVE), top - 0.3));
+        let style = ("sans-serif", 12).into_text_style(&area);
+        area.draw_text(&bar.name, &style, (10, y))?;
     }
     if let Some(mark) = mark {
         chart.draw_series([PathElement::new(

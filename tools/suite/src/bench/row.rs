@@ -74,7 +74,9 @@ impl Row {
     pub fn peer(mut self, name: &str, value: f64) -> Row {
         self.peer = Some(value);
         self.peer_name = Some(name.into());
-        self.ratio = self.segue.map(|segue| segue / value);
+        // Nothing is so many times nothing.
+        let ratio = self.segue.map(|segue| segue / value);
+        self.ratio = ratio.filter(|ratio| ratio.is_finite());
         self
     }
 

@@ -8,7 +8,7 @@ use segue_lab::{DomainConfig, DomainType, XenHost};
 use serde::{Deserialize, Serialize};
 
 use super::Bench;
-use super::linux::Programs;
+use super::linux::{ADDRESS, Programs};
 use super::network::ours;
 
 /// Debian's packages of the peer and of the clients.
@@ -46,7 +46,7 @@ impl Setting {
             ),
             (
                 "Linux (nginx, redis, echo)".to_owned(),
-                render(programs.domain(DomainType::Pvh, "10.0.0.30"))?,
+                render(programs.domain(DomainType::Pvh, ADDRESS))?,
             ),
             (
                 "Linux, for kexec".to_owned(),

@@ -6,12 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Bench;
-use super::linux::{LINUX_PROGRAMS, Programs};
+use super::linux::LINUX_PROGRAMS;
 use super::row::{Row, quantile};
 use crate::guest::{Event, Guest, Kind};
 
 const AREA: &str = "small things";
-const LINUX: &str = "10.0.0.38";
 /// How long the program may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -34,7 +33,7 @@ const TWO: [(&str, &str, bool); 1] = [("waking another thread, 2 vCPUs", "wake_n
 
 /// Measures all.
 pub fn small(bench: &Bench) -> Result<Vec<Row>> {
-    let linux = Programs::build()?.serve(&bench.xen, LINUX)?;
+    let linux = bench.linux()?;
     let runs = bench.pick(5, 1) as usize;
     let mut rows = Vec::new();
     for (vcpus, what) in [(1, &ONE[..]), (2, &TWO[..])] {

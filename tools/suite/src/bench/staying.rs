@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use segue_lab::{AfterEnd, DomainConfig, XenHost};
 
 /// A domain that `xl` starts anew when it ends; removed when this is dropped.
@@ -51,6 +51,29 @@ impl<'a> Staying<'a> {
             thread::sleep(Duration::from_millis(500));
         }
         Ok(())
+    }
+
+    /// Removes it, creates it, and tells the seconds from there until it serves.
+    pub fn create_anew(&self, limit: Duration) -> Result<f64> {
+        let (name, config, serves) = (&self.name, &self.config, &self.serves);
+        // Measured there: a round trip by ssh takes longer than some domains.
+        let said = self
+            .host
+            .exec_for(
+                &format!(
+                    "xl destroy {name} && begin=$(date +%s.%N) && xl create -q {config} || exit 1
+                     until {serves}; do sleep 0.02; done
+                     echo $begin $(date +%s.%N)"
+                ),
+                limit,
+            )?
+            .check()?
+            .stdout;
+        let times: Vec<f64> = said.split_whitespace().flat_map(str::parse).collect();
+        match times[..] {
+            [begin, end] => Ok(end - begin),
+            _ => bail!("no times: {said}"),
+        }
     }
 
     /// Its number in Xen; none while there is no such domain.

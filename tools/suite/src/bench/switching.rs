@@ -69,6 +69,7 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
         },
     ];
     let (mut quiet, mut switch, mut reboot, mut create) = (vec![], vec![], vec![], vec![]);
+    bench.xen.prepare_network()?;
     for app in &apps {
         switches(bench, app, &mut switch, &mut quiet)?;
     }
@@ -77,12 +78,13 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
         restarts(bench, app, times, &mut reboot, &mut create)?;
     }
     let mut rows = Vec::new();
-    let programs = Programs::build()?;
-    let linux_reboot = linux_reboots(bench, &programs, times)?;
     // An HVM domain of Linux takes minutes to start here.
-    let kexec = match bench.quick {
-        true => None,
-        false => Some(kexecs(bench, &programs, times)?),
+    let (linux_reboot, kexec) = if bench.quick {
+        (None, None)
+    } else {
+        let programs = Programs::build()?;
+        let reboots = linux_reboots(bench, &programs, times)?;
+        (Some(reboots), Some(kexecs(bench, &programs, times)?))
     };
     for service in [UDP, PING, HTTP] {
         let ours = of(&switch, service);
@@ -100,12 +102,12 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
         let longest = format!("the longest of them: {service}");
         rows.push(Row::new("image switch", longest, max(&ours), "ms").runs(ours.len()));
         rows.push(row("as long without a switch", &of(&quiet, service)));
-        rows.push(
-            row("xl reboot, without service", &of(&reboot, service)).peer(
-                "Linux xl reboot",
-                quantile(&of(&linux_reboot, service), 0.5),
-            ),
-        );
+        let mut ours_by_reboot = row("xl reboot, without service", &of(&reboot, service));
+        if let Some(theirs) = &linux_reboot {
+            ours_by_reboot =
+                ours_by_reboot.peer("Linux xl reboot", quantile(&of(theirs, service), 0.5));
+        }
+        rows.push(ours_by_reboot);
         rows.push(
             row(
                 "xl destroy, xl create, without service",
@@ -147,7 +149,9 @@ fn clients(service: &str, address: &str) -> [Client; 2] {
 /// Our app replaces itself again and again; then the same time passes without.
 fn switches(bench: &Bench, app: &App<'_>, switch: &mut Seen, quiet: &mut Seen) -> Result<()> {
     let count = bench.pick(24, 8);
-    let arguments = format!("-- --replace-every {EVERY} --until {}", count + 1);
+    // The first of them are over before the clients are there.
+    let last = count + 9;
+    let arguments = format!("-- --replace-every {EVERY} --until {last}");
     let mut domain = Guest::new(app.image, Kind::Hvm, VCPUS)
         .network(app.address)
         .memory(MEMORY_MIB)
@@ -163,7 +167,7 @@ fn switches(bench: &Bench, app: &App<'_>, switch: &mut Seen, quiet: &mut Seen) -
         app.address,
         &clients(app.service, app.address),
         |_| {
-            let last = format!("segue: commit generation={}", count + 1);
+            let last = format!("segue: commit generation={last}");
             let there = |line: &segue_lab::Line| line.text.starts_with(&last);
             while !domain.lines().iter().any(there) {
                 domain.next_line()?.context("the domain ended")?;
