@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use segue_lab::DomainType;
+use segue_lab::{DomainType, XenHost};
 use serde_json::Value;
 
 use super::Bench;
@@ -31,7 +31,7 @@ const EVERY: u64 = 1500;
 /// Before and after an event.
 const QUIET: Duration = Duration::from_secs(3);
 /// How long anything may take to serve again.
-const BACK: Duration = Duration::from_secs(400);
+const BACK: Duration = Duration::from_secs(600);
 
 const ECHO: &str = "10.0.0.35";
 const WEB: &str = "10.0.0.36";
@@ -315,16 +315,12 @@ fn kexecs(bench: &Bench, programs: &Programs, times: usize) -> Result<(Seen, Vec
     let config = programs.domain(DomainType::Hvm, LINUX);
     let domain = Staying::start(host, config, LINUX_SERVES.into(), BACK)?;
     // It fetches what it is to start from dom0.
-    let files = domain.config().trim_end_matches(".cfg").to_owned();
-    host.exec(&format!(
-        "busybox httpd -p 10.0.0.1:8080 -h {} 2>/dev/null; true",
-        files.rsplit_once('/').map_or("/", |(folder, _)| folder)
-    ))?
-    .check()?;
+    let files = Files::serve(host, domain.config())?;
     let name = domain.name();
     let load = format!(
-        "cd /tmp && wget -q http://10.0.0.1:8080/{name}.kernel && wget -q http://10.0.0.1:8080/{name}.ramdisk && \
-         kexec -l {name}.kernel --initrd={name}.ramdisk --reuse-cmdline && touch /www/loaded"
+        "cd /tmp && wget -q {url}/{name}.kernel && wget -q {url}/{name}.ramdisk && \
+         kexec -l {name}.kernel --initrd={name}.ramdisk --reuse-cmdline && touch /www/loaded",
+        url = Files::URL
     );
     let loaded = format!("curl -sf -m 2 http://{LINUX}/loaded");
     let (mut seen, mut parts) = (Seen::new(), Vec::new());
@@ -355,7 +351,38 @@ fn kexecs(bench: &Bench, programs: &Programs, times: usize) -> Result<(Seen, Vec
         linux_longest(&mut seen, &said)?;
         parts.push(kexec_parts(&read(&said[2])?, &said[3])?);
     }
+    drop(files);
     Ok((seen, parts))
+}
+
+/// A web server in dom0 for the domains on its bridge, with the files of those that stay; ends when
+/// this is dropped.
+struct Files<'a> {
+    host: &'a XenHost,
+}
+
+impl<'a> Files<'a> {
+    const URL: &'static str = "http://10.0.0.1:8080";
+    const PID: &'static str = "/tmp/segue/files.pid";
+
+    fn serve(host: &'a XenHost, config: &str) -> Result<Files<'a>> {
+        let folder = config.rsplit_once('/').map_or("/", |(folder, _)| folder);
+        let pid = Self::PID;
+        host.exec(&format!(
+            "setsid busybox httpd -f -p 10.0.0.1:8080 -h {folder} >/dev/null 2>&1 </dev/null &
+             echo $! >{pid}; sleep 1; kill -0 $(cat {pid})"
+        ))?
+        .check()
+        .context("a web server in dom0")?;
+        Ok(Files { host })
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        // It ends with the lab at the latest.
+        let _ = self.host.exec(&format!("kill $(cat {})", Self::PID));
+    }
 }
 
 /// From ping's longest gap and what `xl`'s daemon said.
