@@ -355,8 +355,8 @@ def away_udp(address, stop, rate):
     return {"sent": sent, **gaps.summary()}
 
 
-def away_http(address, stop, rate, path):
-    """On one connection as long as it lasts; who does not answer for a second is asked anew."""
+def away_http(address, stop, rate, path, patience):
+    """On one connection as long as it lasts; who does not answer in time is asked anew."""
     gaps, due, sock, failed = Gaps(), time.monotonic(), None, 0
     ask = b"GET %s HTTP/1.1\r\nHost: away\r\n\r\n" % path.encode()
     while not stop():
@@ -364,7 +364,7 @@ def away_http(address, stop, rate, path):
             if sock is None:
                 sock = socket.create_connection(address, timeout=0.2)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(1)
+                sock.settimeout(float(patience))
                 file = sock.makefile("rb")
             sock.sendall(ask)
             http_answer(file)

@@ -135,13 +135,18 @@ fn of(seen: &Seen, service: &str) -> Vec<f64> {
         .collect()
 }
 
+/// How long the HTTP client waits until it asks on another connection, s: over a switch it needs
+/// none, and over a restart the old one never has an answer.
+const PATIENT: u32 = 20;
+const IMPATIENT: u32 = 1;
+
 /// The clients of a service, and ping.
-fn clients(service: &str, address: &str) -> [Client; 2] {
+fn clients(service: &str, address: &str, patience: u32) -> [Client; 2] {
     let asked = match service {
         UDP => look("away", address, 7, "udp 1000"),
         // A page of our image's own; of about a kilobyte, both.
-        _ if address == WEB => look("away", address, 80, "http 50 /"),
-        _ => look("away", address, 80, "http 50 /1k"),
+        _ if address == WEB => look("away", address, 80, &format!("http 50 / {patience}")),
+        _ => look("away", address, 80, &format!("http 50 /1k {patience}")),
     };
     [asked, look("away", address, 0, "ping 100")]
 }
@@ -165,7 +170,7 @@ fn switches(bench: &Bench, app: &App<'_>, switch: &mut Seen, quiet: &mut Seen) -
     let said = beside(
         &bench.xen,
         app.address,
-        &clients(app.service, app.address),
+        &clients(app.service, app.address, PATIENT),
         |_| {
             let last = format!("segue: commit generation={last}");
             let there = |line: &segue_lab::Line| line.text.starts_with(&last);
@@ -183,6 +188,9 @@ fn switches(bench: &Bench, app: &App<'_>, switch: &mut Seen, quiet: &mut Seen) -
         .iter()
         .map(|said| read(said))
         .collect::<Result<Vec<Value>>>()?;
+    if let Some(failed) = first[0].get("failed") {
+        ensure!(failed == 0, "{failed} requests failed over switches");
+    }
     // Switches before the clients had come do not count.
     let since = first
         .iter()
@@ -242,7 +250,7 @@ fn restarts(
             let said = beside(
                 &bench.xen,
                 app.address,
-                &clients(app.service, app.address),
+                &clients(app.service, app.address, IMPATIENT),
                 |_| {
                     thread::sleep(QUIET);
                     let before = domain.domid()?;
@@ -263,8 +271,8 @@ fn restarts(
 
 /// The clients of both services of the Linux domain; ping once.
 fn linux_clients() -> [Client; 3] {
-    let [udp, _] = clients(UDP, LINUX);
-    let [http, ping] = clients(HTTP, LINUX);
+    let [udp, _] = clients(UDP, LINUX, IMPATIENT);
+    let [http, ping] = clients(HTTP, LINUX, IMPATIENT);
     [udp, http, ping]
 }
 
