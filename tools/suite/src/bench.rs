@@ -159,6 +159,7 @@ fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
         }
         eprintln!("bench: {name}: {:.0} s", start.elapsed().as_secs_f64());
     }
+    switching::beside_kexec(&mut rows);
     let after = stolen::stolen()?;
     setting.stolen_percent = 100.0 * (after.0 - before.0) / (after.1 - before.1).max(1.0);
     setting.seconds = begin.elapsed().as_secs_f64();
@@ -180,7 +181,7 @@ struct Bench {
 type Measure = fn(&Bench) -> Result<Vec<Row>>;
 
 /// What there is: its name, whether a quick run has it unasked, and how it is measured.
-const MEASURES: [(&str, bool, Measure); 13] = [
+const MEASURES: [(&str, bool, Measure); 14] = [
     ("switches", true, blackout::blackout),
     ("switches with shared_info in RAM", false, blackout::moved),
     ("switches with 2 and with 8 vCPUs", false, blackout::vcpus),
@@ -194,6 +195,8 @@ const MEASURES: [(&str, bool, Measure); 13] = [
     ("the network, beside Linux", true, network::network),
     ("small things, beside Linux", true, small::small),
     ("the image switch, beside Linux", true, switching::switching),
+    // An HVM domain of Linux takes minutes to start here.
+    ("kexec of Linux", false, switching::kexec),
 ];
 
 impl Bench {

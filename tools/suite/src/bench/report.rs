@@ -154,11 +154,11 @@ fn plots(rows: &[Row]) -> Result<Vec<String>> {
     for row in of("image switch") {
         switches.extend(ours(row));
         if let (Some(value), Some(name)) = (row.peer, &row.peer_name)
-            && name.starts_with("Linux")
+            // Our switch stands beside kexec, which has a row of its own.
+            && (row.segue.is_none() || name == "Linux xl reboot")
         {
-            let service = row.name.rsplit(": ").next().unwrap_or(&row.name);
             switches.push(Bar {
-                name: format!("{name}: {service}"),
+                name: format!("Linux: {}", row.name),
                 value,
                 ours: false,
             });
@@ -230,12 +230,12 @@ mod tests {
             Row::new("network", "bulk", 10.0, "MB/s")
                 .peer("Linux", 5.0)
                 .at_least(3.0),
-            Row::new("image switch", "switch: ping", 10.0, "ms").peer("Linux kexec", 20_000.0),
+            Row::of_peer("image switch", "kexec: ping", "Linux", 20_000.0, "ms"),
         ];
         let text = page(&rows, &setting, &[]).unwrap().into_string();
         for part in [
             "bulk",
-            "Linux kexec: ping",
+            "Linux: kexec: ping",
             "4.17 &lt;&amp;&gt;",
             "vcpus=2",
             EMULATED,
