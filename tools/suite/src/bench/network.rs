@@ -231,7 +231,10 @@ fn bulk(xen: &Xen, server: &Server, direction: &str, seconds: u64) -> Result<f64
 /// Requests in a second, and how many there were.
 fn http(xen: &Xen, server: &Server, page: &str, seconds: u64) -> Result<(f64, f64)> {
     let url = format!("http://{}:80/{page}", server.address);
-    let text = client(xen, &format!("wrk -t 1 -c 32 --timeout 20s -d {seconds} {url}"))?;
+    let text = client(
+        xen,
+        &format!("wrk -t 1 -c 32 --timeout 20s -d {seconds} {url}"),
+    )?;
     ensure!(
         !text.contains("Socket errors") && !text.contains("Non-2xx"),
         "{text}"
