@@ -21,8 +21,9 @@ MEMORY ?= 64
 TYPE ?= hvm
 CMDLINE ?=
 RAMDISK ?= $(wildcard target/images/$(APP).bundles)
-# For bench.
+# For bench. README: write the figures into README, too.
 QUICK ?=
+README ?=
 # For test and bench: only tests on Xen, or figures, whose names contain one of these words. For fuzz:
 # only these targets.
 FILTER ?=
@@ -185,8 +186,8 @@ soak: tools ## An hour of mixed load and 1,000 switches: nothing grows [MINUTES=
 	@$(suite) soak $(MINUTES)
 
 .PHONY: bench
-bench: tools ## Figures, to target/bench/results.json [QUICK=1 FILTER=]
-	@$(suite) bench $(if $(QUICK),--quick) $(FILTER)
+bench: tools ## Figures beside Linux's, to target/bench/report.html [QUICK=1 FILTER= README=1]
+	@$(suite) bench $(if $(QUICK),--quick) $(if $(README),--readme) $(FILTER)
 
 .PHONY: lint
 lint: setup ## Format, clippy and documentation, for the host and for images

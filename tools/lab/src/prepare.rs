@@ -40,7 +40,8 @@ const DOM0_PACKAGES: &[&str] = &[
     "redis-tools",
     "tcpdump",
     "wrk",
-    // Servers.
+    // For the Linux domain: servers, and how it replaces its kernel.
+    "kexec-tools",
     "nginx",
     "redis-server",
 ];
@@ -81,6 +82,7 @@ const LINUX_PROGRAMS: &[&str] = &[
     "/usr/sbin/nginx",
     "/usr/bin/redis-server",
     "/usr/bin/iperf3",
+    "/usr/sbin/kexec",
 ];
 
 /// Size of the root disk; the file is sparse.

@@ -4,7 +4,7 @@
     live.py CHECK HOST[:PORT] STOP [ARGUMENT...]
 
 Each goes on until there is a file STOP, notes when each answer came, and prints one line of JSON.
-When it has had its first answers, or all its connections, it makes a file STOP.ready.CHECK.
+When it has had its first answers, or all its connections, it makes a file STOP.ready.CHECK.PID.
 What must not happen (a connection that ends, an answer that is wrong, twice or missing) is told on
 standard error, with status 1.
 """
@@ -41,7 +41,7 @@ class Stop:
     def ready(self):
         if not self.said:
             self.said = True
-            open(f"{self.path}.ready.{self.check}", "w").close()
+            open(f"{self.path}.ready.{self.check}.{os.getpid()}", "w").close()
 
     def __call__(self):
         now = time.monotonic()
@@ -303,6 +303,109 @@ def ping(address, stop, interval="0.01"):
     }
 
 
+class Gaps:
+    """The times between answers, whatever was asked."""
+
+    def __init__(self):
+        self.last, self.count, self.all = None, 0, []
+
+    def add(self, at):
+        if self.last is not None:
+            self.all.append((round(at, 4), round((at - self.last) * 1000, 2)))
+        self.last, self.count = at, self.count + 1
+
+    def summary(self):
+        longest = sorted(self.all, key=lambda pair: -pair[1])[:1000]
+        # With the time of day of the answer that ended each, so that they can be laid beside switches.
+        return {
+            "answers": self.count,
+            "longest_gap_ms": longest[0][1] if longest else 0,
+            "late": sorted(longest),
+        }
+
+
+def away(address, stop, what, rate, *arguments):
+    """How long nobody answers: asks at a rate, goes on whatever happens."""
+    client = {"udp": away_udp, "http": away_http, "ping": away_ping}[what]
+    return client(address, stop, float(rate), *arguments)
+
+
+def away_udp(address, stop, rate):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for option in 32, 33:
+        sock.setsockopt(socket.SOL_SOCKET, option, 16 << 20)
+    sock.connect(address)
+    sock.setblocking(False)
+    gaps, due, sent = Gaps(), time.monotonic(), 0
+    while not stop():
+        # Not at that rate when nobody has answered for a second: dom0 has to bring the domain back.
+        period = 0.05 if gaps.last and time.time() - gaps.last > 1 else 1 / rate
+        while due <= time.monotonic():
+            due += period
+            sent += 1
+            try:
+                sock.send(b"%d" % sent)
+            except OSError:
+                pass  # Nobody is there.
+        select.select([sock], [], [], 1 / rate)
+        try:
+            while sock.recv(100):
+                gaps.add(time.time())
+                stop.ready()
+        except OSError:
+            pass
+    return {"sent": sent, **gaps.summary()}
+
+
+def away_http(address, stop, rate, path, patience):
+    """On one connection as long as it lasts; who does not answer in time is asked anew."""
+    gaps, due, sock, failed = Gaps(), time.monotonic(), None, 0
+    ask = b"GET %s HTTP/1.1\r\nHost: away\r\n\r\n" % path.encode()
+    while not stop():
+        try:
+            if sock is None:
+                sock = socket.create_connection(address, timeout=0.2)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(float(patience))
+                file = sock.makefile("rb")
+            sock.sendall(ask)
+            http_answer(file)
+            gaps.add(time.time())
+            stop.ready()
+        except (OSError, Wrong):
+            failed += 1
+            if sock is not None:
+                sock.close()
+            sock = None
+        due = max(due + 1 / rate, time.monotonic())
+        time.sleep(max(0, due - time.monotonic()))
+    return {"failed": failed, **gaps.summary()}
+
+
+def away_ping(address, stop, rate):
+    # Its answers come in lines, with the time of day.
+    command = ["ping", "-n", "-D", "-i", str(1 / rate), address[0]]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    gaps = Gaps()
+
+    def read():
+        for line in process.stdout:
+            if at := re.match(r"\[([\d.]+)\].* bytes from", line):
+                gaps.add(float(at.group(1)))
+                stop.ready()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while not stop():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    reader.join()
+    return gaps.summary()
+
+
 PERIOD = (1 << 20) + 4099
 PATTERN = random.Random(2).randbytes(PERIOD) * 2
 
@@ -430,7 +533,7 @@ def sample(address, stop, kv, period="0.2"):
     return {"counts": counts}
 
 
-CHECKS = {f.__name__: f for f in [lines, probe, udp, ping, zero, down, table, sample]}
+CHECKS = {f.__name__: f for f in [lines, probe, udp, ping, away, zero, down, table, sample]}
 
 
 def main():

@@ -42,7 +42,7 @@ impl Xen {
     }
 
     /// Copies what network devices need to the host, once.
-    fn prepare_network(&self) -> Result<()> {
+    pub fn prepare_network(&self) -> Result<()> {
         let there = self.has_script.lock();
         let mut there = there.unwrap_or_else(PoisonError::into_inner);
         if !*there {

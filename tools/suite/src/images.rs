@@ -123,6 +123,11 @@ impl Images {
         Ok(bundles)
     }
 
+    /// Tells what small things cost, and replaces itself.
+    pub fn measure(&self) -> Result<Image> {
+        image("measure", None, &[], Path::new("target/images"))
+    }
+
     /// Each of them.
     pub fn all(&self) -> [&Image; 11] {
         [

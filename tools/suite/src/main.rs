@@ -64,6 +64,12 @@ enum Command {
         /// Measure less often.
         #[arg(long)]
         quick: bool,
+        /// Write the figures of this run into README, too.
+        #[arg(long)]
+        readme: bool,
+        /// Measure nothing: show the last run, and make its report anew.
+        #[arg(long)]
+        last: bool,
         /// Measure only what has one of these words in its name.
         filter: Vec<String>,
     },
@@ -100,7 +106,17 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { filter, list } => test::run(&filter, list),
-        Command::Bench { quick, filter } => bench::run(quick, &filter),
+        Command::Bench {
+            quick,
+            readme,
+            last,
+            filter,
+        } => bench::run(&bench::Wanted {
+            quick,
+            readme,
+            last,
+            only: filter,
+        }),
         Command::Demo => demo::run(),
         Command::Soak { minutes } => soak::run(minutes),
         Command::Check => test::run(&["check::".to_owned()], false),
