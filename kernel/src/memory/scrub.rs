@@ -24,11 +24,14 @@ static FRAMES: AtomicU64 = AtomicU64::new(0);
 /// # Safety
 /// They are mapped writable and nobody's, but counted as taken by the allocator.
 pub(super) unsafe fn add(extent: Extent) {
-    FRAMES.fetch_add(extent.frames(), Ordering::AcqRel);
-    let full = WAITING.lock().try_push(extent);
-    if full.is_err() {
-        interrupts::without_interrupts(|| overwrite(extent));
-    }
+    // Whoever counts them waits for them, maybe on this vCPU: nothing comes between.
+    interrupts::without_interrupts(|| {
+        FRAMES.fetch_add(extent.frames(), Ordering::AcqRel);
+        let full = WAITING.lock().try_push(extent);
+        if full.is_err() {
+            overwrite(extent);
+        }
+    });
 }
 
 /// Frames that will be free soon.
