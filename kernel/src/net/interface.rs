@@ -151,6 +151,7 @@ pub struct Note {
     dns: ArrayVec<IpAddr, 4>,
     dhcp: bool,
     lease_until: Option<u64>,
+    absent_until: Option<u64>,
 }
 
 /// Most interfaces that notes can be of.
@@ -377,6 +378,7 @@ impl Interface {
             dns: self.dns.clone(),
             dhcp: self.has_dhcp(),
             lease_until: self.lease_until,
+            absent_until: self.absent_until,
         }
     }
 
@@ -402,7 +404,9 @@ impl Interface {
         if new.has_v6() && !new.routers.iter().any(|r| r.addr.is_ipv6()) {
             new.solicitations = SOLICITATIONS;
         }
-        new.absent_until = Some(now.saturating_add(ABSENT_FOR));
+        let until = now.saturating_add(ABSENT_FOR);
+        // However many images wait for it in turn.
+        new.absent_until = Some(note.absent_until.map_or(until, |u| u.min(until)));
         new.tell_control();
         new
     }

@@ -203,7 +203,7 @@ fn run(tell: Tell) {
     }
 }
 
-fn describe(stack: &Stack, tell: Tell) {
+fn describe(stack: &mut Stack, tell: Tell) {
     struct List<'a, T>(&'a [T]);
     impl<T: fmt::Display> fmt::Display for List<'_, T> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -212,6 +212,9 @@ fn describe(stack: &Stack, tell: Tell) {
             }
             Ok(())
         }
+    }
+    for number in stack.gone.drain(..) {
+        tell(format_args!("net interface={number} gone"));
     }
     let dns = stack.host.name_servers();
     for (number, i) in stack.host.each() {

@@ -22,7 +22,7 @@ use core::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// Changes with the meaning of a note.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// How often what has been begun is gone on with before a freeze.
 const ROUNDS: usize = 64;
 

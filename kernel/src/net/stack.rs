@@ -47,6 +47,8 @@ pub struct Stack {
     pub streams: Streams,
     /// Addresses, routers or name servers have changed; for the one who tells people.
     pub changed: bool,
+    /// Numbers of interfaces whose device has not come after a switch; for the same.
+    pub gone: Vec<usize>,
     /// Names that are being looked up may have been found.
     pub answered: bool,
     /// What came with a switch and no app has asked for yet.
@@ -98,6 +100,7 @@ impl Stack {
             host,
             streams: Streams::default(),
             changed: false,
+            gone: Vec::new(),
             answered: false,
             unclaimed_until: (!unclaimed.is_empty()).then_some(until),
             unclaimed,
@@ -280,13 +283,14 @@ impl Stack {
     pub fn idle(&mut self, now: u64) -> Idle {
         let mut until = None;
         let mut work = false;
-        for place in &mut self.host.interfaces {
+        for (number, place) in self.host.interfaces.iter_mut().enumerate() {
             let Some(i) = place else {
                 continue;
             };
             if i.absent_until.is_some_and(|until| until <= now) {
                 // It has not come.
                 *place = None;
+                self.gone.push(number);
                 self.changed = true;
                 work = true;
                 continue;

@@ -455,6 +455,17 @@ impl Running<'_> {
         )
     }
 
+    /// Waits for a line that begins with one of these, if there was none before: which of two
+    /// threads has said something first is not known.
+    pub fn wait_until_said(&mut self, starts: &[&str]) -> Result<()> {
+        let says = |line: &Line| starts.iter().any(|start| line.text.starts_with(start));
+        while !self.lines().iter().any(says) {
+            let line = self.next_line()?;
+            line.with_context(|| format!("the domain ended without a line of {starts:?}"))?;
+        }
+        Ok(())
+    }
+
     /// Waits until it says that its first network device is there; gives the line, with the
     /// addresses.
     pub fn wait_for_network(&mut self) -> Result<Line> {

@@ -135,16 +135,7 @@ impl Test {
 impl<'a> Server<'a> {
     fn start(xen: &'a Xen, guest: &Guest, address: &str, by: By) -> Result<Self> {
         let mut domain = guest.start_serving(xen)?;
-        let says = ["httpd: ", "kv: ", "echo: "];
-        let listens = |domain: &Running<'_>| {
-            domain
-                .lines()
-                .iter()
-                .any(|l| says.iter().any(|s| l.text.starts_with(s)))
-        };
-        while !listens(&domain) {
-            domain.next_line()?.context("the domain ended")?;
-        }
+        domain.wait_until_said(&["httpd: ", "kv: ", "echo: "])?;
         Ok(Server {
             domain,
             address: address.into(),
@@ -613,7 +604,7 @@ fn bulk(s: &Shared, t: &Test) -> Result<()> {
         resets.none()?;
         ensure!(seen >= 5, "it spanned {seen} switches only");
         s.note(format!(
-            "{}: over {seen} switches: {}; a reader that waited:{}",
+            "{}: over {seen} switches: {}; a reader that waited, again and again:{}",
             t.name,
             said.first().map_or("", |said| said.trim()),
             told(&read(said.get(1).context("no client")?)?)

@@ -1,5 +1,6 @@
 //! The tests: a table of domains to run and what has to hold of them.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -224,6 +225,18 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
         .map(|(time, name)| format!("{name} {} s", time.as_secs()))
         .collect();
     println!("suite: the longest: {}", longest.join(", "));
+    let mut groups: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
+    for (time, name) in &took {
+        let group = name.split_once("::").map_or(&**name, |(group, _)| group);
+        let (count, sum) = groups.entry(group).or_default();
+        *count += 1;
+        *sum += *time;
+    }
+    let groups: Vec<String> = groups
+        .iter()
+        .map(|(group, (count, sum))| format!("{group} {count} in {} s", sum.as_secs()))
+        .collect();
+    println!("suite: two at a time: {}", groups.join(", "));
     println!(
         "suite: {} tests on a real Xen in {:.0} s",
         conclusion.num_passed + conclusion.num_failed,

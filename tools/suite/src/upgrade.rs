@@ -80,7 +80,7 @@ fn with_service(
         .memory(96)
         .cmdline(format!("-- {}", arguments()?))
         .start_serving(&s.xen)?;
-    domain.wait_for("httpd: ")?;
+    domain.wait_until_said(&["httpd: "])?;
     let host = s.xen.host();
     let mut service = Service {
         domain,

@@ -457,11 +457,19 @@ fn what_came_counts_more_than_the_command_line_and_no_device_is_waited_for_for_e
     let (memory, _) = taken(&mut a, 8);
     let mut a = adopt("", memory, 8).unwrap();
     let now = clock();
-    run(&mut [&mut a], &now, 11 * SECOND, |s, now| {
-        s[0].idle(now);
-        false
-    });
-    assert_eq!(a.host.each().count(), 0);
+    let wait = |a: &mut Stack, time| {
+        run(&mut [a], &now, time, |s, now| {
+            s[0].idle(now);
+            false
+        });
+    };
+    wait(&mut a, 6 * SECOND);
+    assert_eq!((a.host.each().count(), a.gone.len()), (2, 0));
+    // Nor by images that come one after the other.
+    let (memory, _) = taken(&mut a, 6 * SECOND);
+    let mut a = adopt("", memory, 6 * SECOND).unwrap();
+    wait(&mut a, 5 * SECOND);
+    assert_eq!((a.host.each().count(), a.gone), (0, vec![0, 1]));
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn quiet(bench: &Bench, times: u64, ask: &Client) -> Result<Vec<f64>> {
         .network(ADDRESS)
         .memory(96)
         .start_serving(&bench.xen)?;
-    domain.wait_for("echo: ")?;
+    domain.wait_until_said(&["echo: "])?;
     let begin = domain.started_at()? + domain.elapsed().as_secs_f64();
     let every = Duration::from_millis(EVERY);
     let said = beside(&bench.xen, ADDRESS, std::slice::from_ref(ask), |_| {
@@ -84,7 +84,7 @@ fn measure(bench: &Bench, count: usize, clients: &[Client]) -> Result<(Vec<f64>,
         .module(Path::new(&image.bundle))
         .cmdline(format!("-- --replace-every {EVERY}"))
         .start_serving(&bench.xen)?;
-    domain.wait_for("echo: ")?;
+    domain.wait_until_said(&["echo: "])?;
     let mut first = 0;
     let said = beside(&bench.xen, ADDRESS, clients, |_| {
         domain.skip();

@@ -162,7 +162,7 @@ fn upgrades(xen: &Xen, images: &DemoImages) -> Result<Outcome> {
             .beside()
             .cmdline(format!("-- {service}"))
             .start_serving(xen)?;
-        domain.wait_for(says)?;
+        domain.wait_until_said(&[says])?;
         Ok(domain)
     };
     let web = serve(&images.served.httpd, Kind::Hvm, WEB, "httpd: ")?;
