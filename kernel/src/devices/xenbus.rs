@@ -84,11 +84,20 @@ pub enum Link {
 }
 
 /// The next step: `front` and `back` are the state nodes, `online` is the toolstack's word that the
-/// device is to stay.
+/// device is to stay. `is_ours` says whether the backend is at the ports of our rings; only asked
+/// for once it says that it is connected.
 #[must_use]
-pub fn step(front: State, back: State, online: bool, link: Link) -> Step {
+pub fn step(
+    front: State,
+    back: State,
+    online: bool,
+    link: Link,
+    is_ours: impl FnOnce() -> bool,
+) -> Step {
     match (link, front) {
         (Link::Offered | Link::Up, _) if back.is_gone() => Step::Stop(State::Closed),
+        // To the rings of an image that was replaced while the backend was at it.
+        (Link::Offered, _) if back == State::Connected && !is_ours() => Step::Stop(State::Closing),
         (Link::Offered | Link::Up, _) if back == State::Connected => Step::Ready,
         // The backend has restarted without a word, and waits for rings.
         (Link::Up, _) if matches!(back, State::Initialising | State::InitWait) => {
@@ -451,7 +460,13 @@ mod bus {
                     Some(_) if device.announced => Link::Up,
                     Some(_) => Link::Offered,
                 };
-                let next = step(front, back, online, link);
+                let is_ours = || {
+                    device
+                        .nic
+                        .as_ref()
+                        .is_none_or(|nic| nic.is_connected(self.token))
+                };
+                let next = step(front, back, online, link, is_ours);
                 let Some(device) = self.devices.get_mut(at) else {
                     break;
                 };
@@ -678,14 +693,48 @@ mod tests {
         link: Link,
         /// Its nodes are gone.
         removed: bool,
+        /// How often we have made rings.
+        rings: u32,
+        /// Those that the backend has read of, and is not connected to yet.
+        read: Option<u32>,
+        /// Those that it is connected to.
+        at: u32,
     }
 
     impl Net {
+        fn new(front: State, back: State, online: bool, link: Link) -> Net {
+            Net {
+                front,
+                back,
+                online,
+                link,
+                removed: false,
+                rings: 0,
+                read: None,
+                at: 0,
+            }
+        }
+
+        fn next(&self) -> Step {
+            let is_ours = || self.at == self.rings;
+            step(self.front, self.back, self.online, self.link, is_ours)
+        }
+
         fn backend(&mut self) {
+            if let Some(read) = self.read.take() {
+                (self.back, self.at) = (State::Connected, read);
+                return;
+            }
+            if (self.front, self.back) == (State::Connected, State::InitWait) {
+                self.read = Some(self.rings);
+                return;
+            }
             self.back = match (self.front, self.back) {
                 (_, State::Unknown) => State::Unknown,
-                (State::Initialising, State::Closed) => State::InitWait,
-                (State::Connected, State::InitWait) => State::Connected,
+                // By way of the states between.
+                (State::Initialising, State::Connected | State::Closing | State::Closed) => {
+                    State::InitWait
+                }
                 (State::Closing, State::Connected | State::InitWait) => State::Closing,
                 (State::Closed, b) => {
                     self.removed |= !self.online;
@@ -702,11 +751,14 @@ mod tests {
         /// False when there is nothing to do.
         fn frontend(&mut self) -> bool {
             let before = self.link;
-            match step(self.front, self.back, self.online, self.link) {
+            match self.next() {
                 Step::Wait => return false,
                 Step::Ready => self.link = Link::Up,
                 Step::Write(state) => self.front = state,
-                Step::Connect => (self.front, self.link) = (State::Connected, Link::Offered),
+                Step::Connect => {
+                    self.rings += 1;
+                    (self.front, self.link) = (State::Connected, Link::Offered);
+                }
                 Step::Stop(state) => (self.front, self.link) = (state, Link::None),
             }
             before != Link::Up || self.link != before
@@ -715,15 +767,15 @@ mod tests {
         /// Until neither side moves; `order` says who comes first.
         fn settle(&mut self, mut order: u64) {
             for _ in 0..64 {
-                let before = (self.front, self.back);
+                let before = (self.front, self.back, self.read);
                 if order & 1 == 0 {
                     self.backend();
                 }
                 let moved = self.frontend();
                 order >>= 1;
-                if !moved && before == (self.front, self.back) {
+                if !moved && before == (self.front, self.back, self.read) {
                     self.backend();
-                    if !self.frontend() && before == (self.front, self.back) {
+                    if !self.frontend() && before == (self.front, self.back, self.read) {
                         return;
                     }
                 }
@@ -747,7 +799,7 @@ mod tests {
                 State::Closing => State::Closing,
                 other => other,
             };
-            let mut net = Net { front, back, online: true, link: Link::None, removed: false };
+            let mut net = Net::new(front, back, true, Link::None);
             net.settle(order);
             prop_assert!(net.link == Link::Up && net.front == State::Connected && net.back == State::Connected, "{:?}", net);
             for order in restarts {
@@ -763,12 +815,33 @@ mod tests {
             prop_assert_eq!(net.removed, !online);
         }
 
+        /// Images that are replaced while a device is being connected do not keep the last one from
+        /// connecting it: to its own rings.
+        #[test]
+        fn switches_may_come_at_any_step(order: u64, switches: u64) {
+            let mut net = Net::new(State::Initialising, State::InitWait, true, Link::None);
+            for bit in 0..32 {
+                if order >> bit & 1 == 0 {
+                    net.backend();
+                } else {
+                    net.frontend();
+                }
+                // One that is up is adopted.
+                if switches >> bit & 1 == 1 && net.link == Link::Offered {
+                    net.link = Link::None;
+                }
+            }
+            net.settle(order >> 32);
+            prop_assert!(net.link == Link::Up && net.back == State::Connected, "{:?}", net);
+            prop_assert!(net.at == net.rings, "{:?}", net);
+        }
+
         /// A device that was adopted stays as it is, and nothing is written, unless something has
         /// happened to it meanwhile: then it is as if it had happened here.
         #[test]
         fn an_adopted_device_is_left_alone(online: bool, order: u64, happened in proptest::option::of((0usize..4, any::<bool>()))) {
-            let mut net = Net { front: State::Connected, back: State::Connected, online: true, link: Link::Up, removed: false };
-            prop_assert_eq!(step(net.front, net.back, net.online, net.link), Step::Ready);
+            let mut net = Net::new(State::Connected, State::Connected, true, Link::Up);
+            prop_assert_eq!(net.next(), Step::Ready);
             if let Some((what, stays)) = happened {
                 net.online = stays && online;
                 match what {
@@ -788,8 +861,9 @@ mod tests {
 
         /// No pair of states makes us go round in circles by ourselves.
         #[test]
-        fn we_come_to_rest(f in 0usize..9, b in 0usize..9, online: bool, link in prop_oneof![Just(Link::None), Just(Link::Offered), Just(Link::Up)]) {
-            let mut net = Net { front: ALL[f], back: ALL[b], online, link, removed: false };
+        fn we_come_to_rest(f in 0usize..9, b in 0usize..9, online: bool, ours: bool, link in prop_oneof![Just(Link::None), Just(Link::Offered), Just(Link::Up)]) {
+            let mut net = Net::new(ALL[f], ALL[b], online, link);
+            net.rings = ours.into();
             let mut steps = 0;
             while net.frontend() {
                 steps += 1;

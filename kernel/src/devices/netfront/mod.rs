@@ -381,6 +381,13 @@ mod driver {
             handed::add(device, audit);
         }
 
+        /// Whether the backend is at its ports.
+        pub(crate) fn is_connected(&self, token: Committed) -> bool {
+            [self.tx_port, self.rx_port]
+                .iter()
+                .all(|port| events::is_connected(token, *port, self.backend))
+        }
+
         /// The domain it lives in.
         pub(crate) fn backend(&self) -> DomId {
             self.backend
