@@ -169,14 +169,30 @@ mod bus {
         fn failed(&self);
     }
 
+    /// How long a switch waits for a device that is being connected, in ns. The next image would
+    /// begin anew: where one image soon follows the other the device would never be there.
+    const CONNECT_NS: u64 = 2_000_000_000;
+
     /// Keeps devices as they are while a switch is prepared.
     pub(in super::super) struct Gate {
-        state: Lock<(bool, bool)>,
+        state: Lock<Passage>,
         changed: WaitQueue,
     }
 
+    struct Passage {
+        frozen: bool,
+        /// Somebody is in.
+        busy: bool,
+        /// A backend has been told of rings and is not connected to them yet.
+        connecting: bool,
+    }
+
     pub(in super::super) static GATE: Gate = Gate {
-        state: Lock::new((false, false)),
+        state: Lock::new(Passage {
+            frozen: false,
+            busy: false,
+            connecting: false,
+        }),
         changed: WaitQueue::new(),
     };
 
@@ -184,18 +200,32 @@ mod bus {
         pub fn enter(&self) -> Entered<'_> {
             // Without a deadline this gives nothing only where nobody can wait.
             let _ = self.changed.wait_until(None, || {
-                let (frozen, busy) = &mut *self.state.lock();
-                (!*frozen).then(|| *busy = true)
+                let state = &mut *self.state.lock();
+                (!state.frozen).then(|| state.busy = true)
             });
             Entered(self)
         }
 
-        /// Lets no change of a device begin, and waits for one that has.
+        /// By who is in: whether a device is being connected now.
+        fn connecting(&self, connecting: bool) {
+            self.state.lock().connecting = connecting;
+        }
+
+        /// Lets no change of a device begin, and waits for one that has; for a while even for one
+        /// that goes on outside.
         pub fn freeze(&self, deadline: u64) -> bool {
-            self.state.lock().0 = true;
+            let soon = wait::now().saturating_add(CONNECT_NS).min(deadline);
+            let connected = self.changed.wait_until(Some(soon), || {
+                let state = &mut *self.state.lock();
+                (!state.busy && !state.connecting).then(|| state.frozen = true)
+            });
+            if connected.is_some() {
+                return true;
+            }
+            self.state.lock().frozen = true;
             let quiet = self
                 .changed
-                .wait_until(Some(deadline), || (!self.state.lock().1).then_some(()));
+                .wait_until(Some(deadline), || (!self.state.lock().busy).then_some(()));
             if quiet.is_none() {
                 self.thaw();
             }
@@ -203,7 +233,7 @@ mod bus {
         }
 
         pub fn thaw(&self) {
-            self.state.lock().0 = false;
+            self.state.lock().frozen = false;
             self.changed.wake_all();
         }
     }
@@ -212,7 +242,7 @@ mod bus {
 
     impl Drop for Entered<'_> {
         fn drop(&mut self) {
-            self.0.state.lock().1 = false;
+            self.0.state.lock().busy = false;
             self.0.changed.wake_all();
         }
     }
@@ -271,14 +301,17 @@ mod bus {
             if self.reap_at.is_some() {
                 self.reap_later();
             }
-            match &*event.token {
+            let result = match &*event.token {
                 "device" => self.scan(),
                 token => {
                     let vif = token.strip_prefix("vif/").and_then(|n| n.parse().ok());
                     let at = self.devices.iter().position(|d| Some(d.vif) == vif);
                     at.map_or(Ok(()), |at| self.update(at))
                 }
-            }
+            };
+            let offered = |d: &Device| d.status.is_some() && !d.announced;
+            GATE.connecting(self.devices.iter().any(offered));
+            result
         }
 
         fn failed(&mut self) {
