@@ -103,9 +103,11 @@ fn serve() -> Result<(), String> {
     options.have_upgrades(before.as_mut())?;
     drop(before);
 
+    let (server, listener) = echo.listen()?;
+    // Nobody sends a datagram again that is answered late.
+    let failure = start_datagrams(socket, options.listen, &server)?;
     let (discard, checksum) = (discard.start()?, checksum.start()?);
     let chargen = chargen.start()?;
-    let (server, listener) = echo.listen()?;
     let drained = server.clone();
     app::at_the_end(move || {
         discard.stop();
@@ -114,7 +116,6 @@ fn serve() -> Result<(), String> {
         chargen.stop();
         drained.drain();
     })?;
-    let failure = start_datagrams(socket, options.listen, &server)?;
     println!("echo: listen={}", options.listen);
     options.start_replacing("echo")?;
     server.run(&listener).map_err(said)?;
