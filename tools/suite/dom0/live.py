@@ -25,6 +25,8 @@ import time
 
 # How long an answer may take before it counts as missing.
 PATIENCE = 60
+# How long a reader takes nothing, in s: less than servers wait for such a one (segue-serve: 30).
+HOLD = 10
 
 
 class Wrong(Exception):
@@ -415,9 +417,8 @@ def stream(at, length):
     return PATTERN[at : at + length]
 
 
-def zero(address, stop, hold=10):
-    """Reads nothing for HOLD seconds, with a window of no bytes, then all there is; again and again.
-    HOLD is less than what the server's time limit for sending allows."""
+def zero(address, stop):
+    """Reads nothing for a while, with a window of no bytes, then all there is; again and again."""
     rounds, total = 0, 0
     while True:
         sock = connect(address, receive_buffer=4096)
@@ -431,7 +432,7 @@ def zero(address, stop, hold=10):
         except TimeoutError:
             pass
         stop.ready()
-        time.sleep(float(hold))
+        time.sleep(HOLD)
         sock.settimeout(PATIENCE)
         done = threading.Thread(target=lambda: sock.shutdown(socket.SHUT_WR), daemon=True)
         done.start()

@@ -437,20 +437,26 @@ impl Running<'_> {
 
     /// Waits for a line that begins so and is not behind us yet.
     pub fn wait_for(&mut self, start: &str) -> Result<Line> {
+        self.wait_for_one_of(&[start])
+    }
+
+    fn wait_for_one_of(&mut self, starts: &[&str]) -> Result<Line> {
         let limit = self.patience * LIMIT;
         let since = Instant::now();
         while let Some(line) = self.next_line()? {
-            if line.text.starts_with(start) {
+            if starts.iter().any(|start| line.text.starts_with(start)) {
                 return Ok(line);
             }
             ensure!(
                 since.elapsed() < limit,
-                "no line '{start}…'; the domain's last lines:\n{}",
+                "no line '{}…'; the domain's last lines:\n{}",
+                starts.join("…' or '"),
                 tail(&self.domain.lines())
             );
         }
         bail!(
-            "the domain ended without a line '{start}…'; its last lines:\n{}",
+            "the domain ended without a line '{}…'; its last lines:\n{}",
+            starts.join("…' or '"),
             tail(&self.domain.lines())
         )
     }
@@ -459,9 +465,8 @@ impl Running<'_> {
     /// threads has said something first is not known.
     pub fn wait_until_said(&mut self, starts: &[&str]) -> Result<()> {
         let says = |line: &Line| starts.iter().any(|start| line.text.starts_with(start));
-        while !self.lines().iter().any(says) {
-            let line = self.next_line()?;
-            line.with_context(|| format!("the domain ended without a line of {starts:?}"))?;
+        if !self.lines().iter().any(says) {
+            self.wait_for_one_of(starts)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use segue_lab::DomainType;
 
 use super::Bench;
@@ -10,8 +10,7 @@ use super::linux::Programs;
 use super::network::ours;
 use super::row::{Row, quantile};
 use super::staying::Staying;
-use crate::guest::{Guest, Kind, Running};
-use crate::live::wrk_is_content;
+use crate::guest::{Guest, Kind};
 use crate::test::least_mib;
 
 pub fn start(bench: &Bench) -> Result<Vec<Row>> {
@@ -38,39 +37,11 @@ pub fn start(bench: &Bench) -> Result<Vec<Row>> {
             let least = least_mib(&bench.xen, &bench.images, kind)?;
             let name = format!("least memory that boots hello, {kind}");
             rows.push(Row::new("start", name, least as f64, "MiB"));
-            let least = least_to_serve(bench, kind)?;
-            let name = format!("least memory with which httpd serves, {kind}");
-            rows.push(Row::new("start", name, least as f64, "MiB").at_most(24.0));
         }
     }
     let size = image.img_len as f64 / 1000.0;
     rows.push(Row::new("start", "hello.img", size, "kB").at_most(300.0));
     Ok(rows)
-}
-
-/// The least memory, in MiB, with which `httpd` answers 32 connections at once.
-fn least_to_serve(bench: &Bench, kind: Kind) -> Result<u64> {
-    const ADDRESS: &str = "10.0.0.42";
-    let serves = |domain: &mut Running<'_>| -> Result<()> {
-        domain.wait_until_said(&["httpd: "])?;
-        domain.wait_until_said(&["segue: net "])?;
-        let load = format!("wrk -t 1 -c 32 -d 2s --timeout 2s http://{ADDRESS}/");
-        let said = bench.xen.host().exec(&load)?.check()?.stdout;
-        wrk_is_content(&said).map(drop)
-    };
-    for mib in 3..=32 {
-        let guest = Guest::new(&bench.images.httpd, kind, 1).network(ADDRESS);
-        // Below some size xl itself refuses.
-        let Ok(mut domain) = guest.memory(mib).start(&bench.xen) else {
-            continue;
-        };
-        let served = serves(&mut domain);
-        domain.stop()?;
-        if served.is_ok() {
-            return Ok(mib);
-        }
-    }
-    bail!("httpd does not serve with 32 MiB")
 }
 
 pub fn clock(bench: &Bench) -> Result<Vec<Row>> {
