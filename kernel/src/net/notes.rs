@@ -198,8 +198,11 @@ impl Host {
                 }
                 Note::NameServer(_) => {}
                 Note::Interface(note) => self.restore(note),
+                // Its place was looked at: it is memory that there is not.
                 Note::Udp(note) => {
-                    self.udp.restore(note);
+                    if !self.udp.restore(note) {
+                        return Err(Refused::NoMemory);
+                    }
                 }
                 Note::Group { id, number, group } => {
                     if let Some(socket) = self.udp.get(id) {

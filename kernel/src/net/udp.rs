@@ -3,6 +3,7 @@
 use super::Error;
 use super::ports::{At, Held, Ports};
 use crate::task::wait::WaitQueue;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -161,7 +162,8 @@ pub const SOCKETS: usize = crate::abi::fd::MAX;
 /// All UDP sockets.
 #[derive(Debug, Default)]
 pub struct Udp {
-    sockets: Vec<(u32, Option<UdpSocket>)>,
+    /// Boxed: places whose sockets are gone stay, and what another image hands over says how many.
+    sockets: Vec<(u32, Option<Box<UdpSocket>>)>,
     free: Vec<u32>,
     by_port: BTreeMap<u16, Vec<UdpId>>,
     ports: Ports,
@@ -194,7 +196,7 @@ impl Udp {
         });
         let generation = match self.sockets.get_mut(index as usize) {
             Some((generation, place)) => {
-                *place = Some(socket);
+                *place = Some(Box::new(socket));
                 *generation
             }
             None => 0,
@@ -206,7 +208,7 @@ impl Udp {
     pub fn notes(&self) -> impl Iterator<Item = (Note, &UdpSocket)> {
         let places = (0u32..).zip(&self.sockets);
         places.filter_map(|(index, (generation, socket))| {
-            let s = socket.as_ref()?;
+            let s = socket.as_deref()?;
             let id = UdpId {
                 index,
                 generation: *generation,
@@ -231,13 +233,21 @@ impl Udp {
     }
 
     /// Makes a socket of another image's again; nobody waits for it yet, and its groups are to be
-    /// joined anew. False if there can be none of that name: they come in the order of their names.
+    /// joined anew. False if there can be none of that name, for they come in the order of their
+    /// names, or no memory for it.
     pub fn restore(&mut self, note: Note) -> bool {
         let UdpId { index, generation } = note.id;
-        if (index as usize) < self.sockets.len() || index as usize >= SOCKETS {
+        let len = self.sockets.len();
+        let Some(vacant) = (index as usize).checked_sub(len) else {
+            return false;
+        };
+        if index as usize >= SOCKETS
+            || self.sockets.try_reserve(vacant + 1).is_err()
+            || self.free.try_reserve(vacant).is_err()
+        {
             return false;
         }
-        for vacant in self.sockets.len() as u32..index {
+        for vacant in len as u32..index {
             self.free.push(vacant);
             self.sockets.push((0, None));
         }
@@ -265,7 +275,7 @@ impl Udp {
             write_closed: note.write_closed,
             waiters: Arc::default(),
         };
-        self.sockets.push((generation, Some(socket)));
+        self.sockets.push((generation, Some(Box::new(socket))));
         true
     }
 
@@ -292,7 +302,9 @@ impl Udp {
     /// The socket of that name.
     pub fn get(&mut self, id: UdpId) -> Option<&mut UdpSocket> {
         let (generation, socket) = self.sockets.get_mut(id.index as usize)?;
-        socket.as_mut().filter(|_| *generation == id.generation)
+        socket
+            .as_deref_mut()
+            .filter(|_| *generation == id.generation)
     }
 
     /// Closes a socket; gives what it was.
@@ -302,7 +314,7 @@ impl Udp {
         let (generation, socket) = self.sockets.get_mut(id.index as usize)?;
         *generation = generation.wrapping_add(1);
         self.free.push(id.index);
-        socket.take()
+        socket.take().map(|socket| *socket)
     }
 
     fn unbind(&mut self, id: UdpId) {

@@ -152,5 +152,9 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push(change(2 | 2 << 2, place, &[0xff; 4]));
         seeds.push(change(2 | 16, place, &[1]));
     }
+    // A socket whose number is as large as can be.
+    for place in 32..96 {
+        seeds.push(change(1 | 3 << 2, place, &[0xf3, 0xf3, 2, 0x8e, 0, 0]));
+    }
     seeds
 }

@@ -71,6 +71,11 @@ const REFUSE: u8 = 7;
 const NEXT_EVENT: u8 = 8;
 const STEPS: u8 = 9;
 
+/// Most requests that are out.
+const REQUESTS: usize = 32;
+/// What xenstored has ready to be sent, in bytes, before it waits.
+const BACKLOG: usize = 16 << 10;
+
 /// What is known of a request that is out.
 struct Asked {
     id: RequestId,
@@ -112,6 +117,10 @@ fn connection(mut input: Input<'_>) {
             REQUEST => {
                 let op = OPS[usize::from(input.u8()) % OPS.len()];
                 let payload = input.piece();
+                // As many as threads ask at a time: each has room for its reply.
+                if asked.len() == REQUESTS {
+                    continue;
+                }
                 match connection.request(op, 0, &[payload, b"\0"]) {
                     Ok(id) => {
                         let known = Asked {
@@ -127,7 +136,10 @@ fn connection(mut input: Input<'_>) {
                 }
             }
             ANSWER => {
-                if let Some(n) = pick(&asked, input.u8()) {
+                // A xenstored that does not get rid of what it answers stops answering.
+                if let Some(n) = pick(&asked, input.u8())
+                    && waiting.len() <= BACKLOG
+                {
                     // Up to twice as long as it may be.
                     let payload = vec![input.u8(); usize::from(input.u16()) % (2 * PAYLOAD_MAX)];
                     let known = asked.get_mut(&n).expect("picked");
