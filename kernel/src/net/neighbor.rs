@@ -112,15 +112,15 @@ impl Neighbors {
         self.entries.get(&addr)?.mac
     }
 
-    /// Those that are sure until later than `now`, and how long.
-    pub fn sure(&self, now: u64) -> impl Iterator<Item = (IpAddr, Mac, u64)> + '_ {
-        self.entries.iter().filter_map(move |(addr, e)| {
-            let mac = e.mac.filter(|_| e.sure_until > now)?;
-            Some((*addr, mac, e.sure_until))
-        })
+    /// Those that have been found, and until when that is sure: it may be over.
+    pub fn found(&self) -> impl Iterator<Item = (IpAddr, Mac, u64)> + '_ {
+        let entries = self.entries.iter();
+        entries.filter_map(|(addr, e)| Some((*addr, e.mac?, e.sure_until)))
     }
 
-    /// Takes one that another image was sure of.
+    /// Takes one that another image has found. If it is not sure any more, it is asked when it is
+    /// used, as it would have been there: frames go to it meanwhile, as more come after a blackout
+    /// than may wait.
     pub fn restore(&mut self, addr: IpAddr, mac: Mac, sure_until: u64, now: u64) {
         drop(self.learn(addr, mac, now, true));
         if let Some(e) = self.entries.get_mut(&addr) {

@@ -265,7 +265,7 @@ impl Host {
             }
         }
         for (number, i) in numbered() {
-            for (addr, mac, sure_until) in i.neighbors.sure(self.now) {
+            for (addr, mac, sure_until) in i.neighbors.found() {
                 w.put_if_fits(&Note::Neighbor {
                     number,
                     addr,

@@ -260,7 +260,7 @@ fn everything_that_an_app_sees_is_there_again() {
             })
             .collect();
         let (_, i) = b.host.each().next().unwrap();
-        let neighbors: Vec<_> = i.neighbors.sure(at).collect();
+        let neighbors: Vec<_> = i.neighbors.found().collect();
         let host = (
             i.addresses().to_vec(),
             i.routers().to_vec(),
@@ -302,6 +302,29 @@ fn everything_that_an_app_sees_is_there_again() {
     });
     assert!(got.len() > 200_000 && got == bytes(1 << 20, 4)[..got.len()]);
     b.engine.check();
+}
+
+/// More is answered right after a switch than may wait for a neighbour to be found.
+#[test]
+fn a_neighbor_that_is_old_is_still_known() {
+    let [mut a, mut b] = two_on(Faults::default(), 1);
+    let now = clock();
+    let client = connect(&mut a, 1, "10.0.0.2:80".parse().unwrap());
+    run(&mut [&mut a, &mut b], &now, SECOND, |_, _| false);
+    assert!(a.engine.state(client).is_ok());
+    let later = *now.borrow() + 60 * SECOND;
+    let at = "10.0.0.1".parse::<IpAddr>().unwrap();
+    for asked_before in [false, true] {
+        b.settle(later);
+        let i = b.host.interfaces[0].as_mut().unwrap();
+        if asked_before {
+            i.neighbors.find(at, later);
+        }
+        switch(&mut b, later);
+        let i = b.host.interfaces[0].as_mut().unwrap();
+        let (mac, question) = i.neighbors.find(at, later);
+        assert!(mac.is_some() && question.is_some_and(|q| q.mac == mac));
+    }
 }
 
 #[test]
