@@ -195,7 +195,7 @@ impl Cases {
         let replace = with(Replace::new(bundle).args("--as refuse"));
         let frames = segue::free_frames();
         let error = replace.start().unwrap_err();
-        let same = segue::free_frames() == frames;
+        let (before, after) = (frames, segue::free_frames());
         let got = match &error {
             ReplaceError::Verify(VerifyError::Refused(
                 Refusal::Older {
@@ -218,11 +218,14 @@ impl Cases {
             other => format!("{other:?}"),
         };
         let right = got == wanted || wanted.is_empty() && matches!(error, ReplaceError::Verify(_));
-        let good = same && right;
+        let good = before == after && right;
         self.done += 1;
         self.failed += u32::from(!good);
         let outcome = if good { "ok" } else { "bad" };
         println!("gauntlet: trust={name} got={got} outcome={outcome} message=\"{error}\"");
+        if before != after {
+            println!("gauntlet: frames trust={name} free_before={before} free_after={after}");
+        }
     }
 }
 

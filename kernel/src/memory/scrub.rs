@@ -46,9 +46,8 @@ fn overwrite(extent: Extent) {
             .addr()
             .as_ptr::<u8>()
             .write_bytes(0, extent.bytes() as usize);
-        vm::free_frames(extent);
+        vm::free_frames_of(extent, &FRAMES);
     }
-    FRAMES.fetch_sub(extent.frames(), Ordering::AcqRel);
 }
 
 /// One frame of what waits.

@@ -12,6 +12,7 @@ use crate::memory::scrub;
 use crate::memory::workspace::Workspace;
 use crate::memory::{Extent, ExtentSet, Gfn};
 use crate::sync::Lock;
+use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::VirtAddr;
 
 struct Memory {
@@ -226,6 +227,18 @@ pub unsafe fn free_frames(extent: Extent) {
     }
 }
 
+/// The same; `waiting` falls by as many at the same moment, for who counts both.
+///
+/// # Safety
+/// As for [`free_frames`].
+pub(super) unsafe fn free_frames_of(extent: Extent, waiting: &AtomicU64) {
+    let mut memory = MEMORY.lock();
+    if let Some(m) = memory.as_mut() {
+        m.frames.release(extent);
+    }
+    waiting.fetch_sub(extent.frames(), Ordering::AcqRel);
+}
+
 /// Gives frames back that held code: they are free when they are overwritten.
 ///
 /// # Safety
@@ -237,8 +250,8 @@ pub unsafe fn free_code(extent: Extent) {
 
 /// Number of free frames, with those that will be soon.
 pub fn free_count() -> u64 {
-    let free = MEMORY.lock().as_ref().map_or(0, |m| m.frames.free());
-    free + scrub::frames()
+    let memory = MEMORY.lock();
+    memory.as_ref().map_or(0, |m| m.frames.free()) + scrub::frames()
 }
 
 /// The `n`th free extent, lowest first.
