@@ -118,9 +118,9 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     }
     if boots_another == Some(true) && status.probation.is_none() {
         eprintln!(
-            "segue: warning: the domain was booted with another image than the one that runs, and a \
-             reboot brings that back\nsegue: (segue upgrade --xen-host puts the new one in its \
-             place; or copy it there)"
+            "segue: warning: the domain was booted with another image than the one that runs: a reboot \
+             brings that back, unless its file was replaced since\nsegue: (segue upgrade --xen-host \
+             does that; or copy the new one there)"
         );
     }
     Ok(ExitCode::SUCCESS)

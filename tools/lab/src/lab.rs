@@ -146,16 +146,30 @@ impl Lab {
     pub fn start_shared(config: &LabConfig) -> Result<Lab> {
         let offer = Offer::claim(config)?;
         let mut lab = Lab::start(config)?;
-        if let Some(machine) = &lab.machine {
-            offer.publish(&Session {
-                pid: std::process::id(),
-                run_dir: machine.run_dir.path.clone(),
-                domains_mib: machine.domains_mib,
-                connection: lab.host.connection().clone(),
-            })?;
-        }
+        lab.publish(&offer, config)?;
         lab.offer = Some(offer);
         Ok(lab)
+    }
+
+    /// Offers this lab, whosever it is, to processes that look for one in the folder of `config`,
+    /// until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When another process offers one there already, and when the folder cannot be written to.
+    pub fn offer(&self, config: &LabConfig) -> Result<Offer> {
+        let offer = Offer::claim(config)?;
+        self.publish(&offer, config)?;
+        Ok(offer)
+    }
+
+    fn publish(&self, offer: &Offer, config: &LabConfig) -> Result<()> {
+        let machine = self.machine.as_ref();
+        offer.publish(&Session {
+            pid: std::process::id(),
+            run_dir: machine.map_or_else(|| config.dir.clone(), |m| m.run_dir.path.clone()),
+            domains_mib: machine.map_or(config.domains_mib, |m| m.domains_mib),
+            connection: self.host.connection().clone(),
+        })
     }
 
     /// The host.

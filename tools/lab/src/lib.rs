@@ -70,6 +70,6 @@ pub use domain::{AfterEnd, Domain, DomainConfig, DomainType, EndReason};
 pub use error::{LabError, Result};
 pub use lab::Lab;
 pub use prepare::Image;
-pub use session::Session;
+pub use session::{Offer, Session};
 pub use setup::{HOST_PACKAGES, HostPackage, ensure_host_tools, missing_packages};
 pub use xen_host::{Connection, Forward, Output, XenHost};

@@ -40,7 +40,7 @@ impl Session {
 
 /// Keeps a session on offer; withdraws it when dropped.
 #[derive(Debug)]
-pub(crate) struct Offer {
+pub struct Offer {
     file: PathBuf,
     _lock: File,
 }

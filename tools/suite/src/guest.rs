@@ -55,6 +55,11 @@ impl Xen {
         Ok(())
     }
 
+    /// The lab that it is.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// How the lab's machine ended, if it did.
     pub fn lab_ended(&self) -> Option<String> {
         self.lab.ended()

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use segue_image::keys;
-use segue_lab::Forward;
+use segue_kernel::image::{Bundle, Digest};
+use segue_lab::{DEPLOYED_DIR, Forward, LabConfig, Offer, XenHost};
 use serde_json::Value;
 
-use crate::guest::{Guest, Kind, Running, tail};
+use crate::guest::{Guest, Kind, Running, VIF, tail};
 use crate::images::{Image, OPERATOR};
 use crate::live::{beside, look, number, read, told};
 use crate::test::{Case, Shared, case};
@@ -44,6 +45,14 @@ pub fn cases() -> Vec<Case> {
         .with_memory(128),
         case("upgrade::pvh_2_ends_well", |s| {
             with_service(s, Kind::Pvh, "10.0.0.52", ends_well)
+        })
+        .with_memory(128),
+        case("upgrade::hvm_2_boot_image", |s| {
+            boot_image(s, Kind::Hvm, "10.0.0.53")
+        })
+        .with_memory(128),
+        case("upgrade::pvh_2_boot_image", |s| {
+            boot_image(s, Kind::Pvh, "10.0.0.54")
         })
         .with_memory(128)
         .on_request(),
@@ -152,18 +161,27 @@ impl Service<'_> {
     }
 }
 
+/// What a command has printed.
+struct Said {
+    out: String,
+    err: String,
+}
+
 /// Runs the command, which has to end so; gives what it printed.
 fn segue(words: &[&str], wanted: i32) -> Result<String> {
-    let output = Command::new(SEGUE).args(words).output().context(SEGUE)?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(run(Command::new(SEGUE).args(words), wanted)?.out)
+}
+
+fn run(command: &mut Command, wanted: i32) -> Result<Said> {
+    let output = command.output().context(SEGUE)?;
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(
         output.status.code() == Some(wanted),
-        "segue {} ended with {} instead of {wanted}:\n{said}{}",
-        words.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
+        "{command:?} ended with {} instead of {wanted}:\n{out}{err}",
+        output.status
     );
-    Ok(said)
+    Ok(Said { out, err })
 }
 
 /// Garbage, slow senders, many connections, strangers, replays: nothing changes, the app serves on,
@@ -301,6 +319,179 @@ fn ends_well(s: &Shared, service: &mut Service<'_>) -> Result<()> {
         .host()
         .exec(&format!("curl -sSf -m 30 {url}"))?
         .check()?;
+    Ok(())
+}
+
+/// A domain that `segue deploy` has started, removed with its files when this is dropped.
+struct Deployed<'a> {
+    host: &'a XenHost,
+    name: String,
+    /// Where the command finds the lab.
+    folder: PathBuf,
+    forward: Forward,
+    _offer: Offer,
+}
+
+impl Drop for Deployed<'_> {
+    fn drop(&mut self) {
+        let (name, files) = (&self.name, format!("{DEPLOYED_DIR}/{}", self.name));
+        // It is gone with the lab at the latest.
+        let _ = self
+            .host
+            .exec(&format!("xl destroy {name}; rm -f {files}.*"));
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl<'a> Deployed<'a> {
+    fn start(s: &'a Shared, kind: Kind, address: &str) -> Result<Self> {
+        s.xen.prepare_network()?;
+        let host = s.xen.host();
+        let name = format!("segue-{kind}-stays");
+        let folder = Path::new("target/suite").join(&name);
+        let config = LabConfig {
+            dir: folder.clone(),
+            ..LabConfig::from_env()
+        };
+        let deployed = Self {
+            host,
+            name,
+            folder,
+            forward: host.forward(address, PORT)?,
+            _offer: s.xen.lab().offer(&config)?,
+        };
+        let image = file(&s.images.served()?.httpd, kind);
+        let ip = format!("{address}/24");
+        let (app, kind) = (arguments()?, kind.to_string());
+        let words = [
+            &["deploy", &image, "--type", &kind][..],
+            &["--name", &deployed.name, "--vcpus", "2", "--memory", "96"],
+            &["--vif", VIF, "--ip", &ip, "--replace", "--"],
+            &app.split(' ').collect::<Vec<_>>(),
+        ]
+        .concat();
+        deployed.segue(&words, end::DONE)?;
+        // It runs: not even its files are touched.
+        deployed.segue(&words, 1)?;
+        Ok(deployed)
+    }
+
+    fn segue(&self, words: &[&str], wanted: i32) -> Result<Said> {
+        let mut command = Command::new(SEGUE);
+        command.env("SEGUE_LAB_DIR", &self.folder);
+        // In place of what the environment says: it may be this very host.
+        command.env("SEGUE_XEN_HOST", "lab");
+        run(command.args(words), wanted)
+    }
+
+    fn target(&self) -> String {
+        format!("127.0.0.1:{}", self.forward.port())
+    }
+
+    /// Waits until this version runs, as this generation; gives what the command warns of.
+    fn wait(&self, generation: u64, version: &str) -> Result<String> {
+        let begin = format!(
+            "{}: httpd {version}, generation {generation}\n",
+            self.target()
+        );
+        let start = Instant::now();
+        loop {
+            let said = self.segue(&["status", &self.target()], end::DONE);
+            match said {
+                Ok(said) if said.out.starts_with(&begin) => return Ok(said.err),
+                said => ensure!(
+                    start.elapsed() < Duration::from_secs(120),
+                    "httpd {version} does not run as generation {generation}: {:?}; its console:\n{}",
+                    said.map(|said| said.out),
+                    self.console()?
+                ),
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn console(&self) -> Result<String> {
+        Ok(self.segue(&["logs", &self.name], end::DONE)?.out)
+    }
+
+    /// What the domain boots, and what is left beside it.
+    fn boots(&self) -> Result<String> {
+        let kernel = format!("{DEPLOYED_DIR}/{}.kernel", self.name);
+        let command = format!("ls {kernel}*; sha256sum <{kernel}");
+        Ok(self.host.exec(&command)?.check()?.stdout)
+    }
+}
+
+/// What `xl` starts.
+fn file(image: &Image, kind: Kind) -> String {
+    let file = match kind {
+        Kind::Hvm => &image.img,
+        Kind::Pvh => &image.elf,
+    };
+    file.display().to_string()
+}
+
+/// A domain that stays is upgraded, and boots the new image from then on; not if it is taken back.
+fn boot_image(s: &Shared, kind: Kind, address: &str) -> Result<()> {
+    let images = s.images.served()?;
+    let domain = Deployed::start(s, kind, address)?;
+    domain.wait(1, "0.1.0")?;
+    let http = domain.host.forward(address, 80)?;
+    let url = format!("http://127.0.0.1:{}/health", http.port());
+    let target = domain.target();
+    let upgrade = |image: &Image, wanted| {
+        let bundle = image.bundle.display().to_string();
+        let words = [
+            &["upgrade", "--key", OPERATOR, "--xen-host", "lab"][..],
+            &["--probation", "20s", "--healthy-timeout", "8s"],
+            &["--healthy", &url, &target, &bundle],
+        ];
+        domain.segue(&words.concat(), wanted)
+    };
+    let before = domain.boots()?;
+    upgrade(&images.httpd_unhealthy, end::ROLLED_BACK)?;
+    domain.wait(3, "0.1.0")?;
+    let after = domain.boots()?;
+    ensure!(
+        before == after,
+        "an image that was taken back is booted: {before} became {after}"
+    );
+
+    let said = upgrade(&images.httpd_next, end::DONE)?.out;
+    let path = format!("{DEPLOYED_DIR}/{}.kernel", domain.name);
+    ensure!(said.contains(&path), "nothing of {path}: {said}");
+    let bytes = match kind {
+        Kind::Hvm => std::fs::read(&images.httpd_next.img)?,
+        Kind::Pvh => {
+            let bundle = std::fs::read(&images.httpd_next.bundle)?;
+            Bundle::parse(&bundle)?.image().to_vec()
+        }
+    };
+    let (wanted, boots) = (
+        format!("{path}\n{}  -\n", Digest::of(&[&bytes])),
+        domain.boots()?,
+    );
+    ensure!(boots == wanted, "{boots} is there, not {wanted}");
+    let warned = domain.wait(4, "0.2.0")?;
+    ensure!(warned.contains("warning"), "no warning: {warned}");
+    domain
+        .host
+        .exec(&format!("xl reboot {}", domain.name))?
+        .check()?;
+    let warned = domain.wait(1, "0.2.0")?;
+    ensure!(warned.is_empty(), "a warning: {warned}");
+    let console = domain.console()?;
+    let boots: Vec<&str> = console
+        .lines()
+        .filter_map(|line| line.split_once("segue: boot "))
+        .filter(|(_, facts)| !facts.contains(" entry=handover "))
+        .filter_map(|(_, facts)| facts.split_once("image="))
+        .map(|(_, image)| image.trim_end())
+        .collect();
+    ensure!(
+        boots == ["httpd-0.1.0", "httpd-0.2.0"],
+        "booted {boots:?}:\n{console}"
+    );
     Ok(())
 }
 
