@@ -293,13 +293,16 @@ def ping(address, stop, interval="0.01"):
     reader.join()
     said = "".join(lines + rest)
     times = [float(at) for at in re.findall(r"^\[([\d.]+)\].* bytes from", said, re.M)]
-    counts = re.search(r"(\d+) packets transmitted, (\d+) received", said)
-    sent, received = map(int, counts.groups())
+    sent = int(re.search(r"(\d+) packets transmitted", said).group(1))
     gaps = [after - before for before, after in zip(times, times[1:])]
-    # The last may be on its way when ping is stopped.
+    # ping ends at once when it is stopped: what it sent in the last second may be on its way, which
+    # a switch makes longer.
+    answered = set(map(int, re.findall(r"^\[.* bytes from .* icmp_seq=(\d+)", said, re.M)))
+    open_ = sent - max(answered, default=0)
     return {
         "sent": sent,
-        "lost": max(0, sent - received - 1),
+        "lost": sent - len(answered) - min(open_, round(1 / float(interval))),
+        "on_their_way": open_,
         "twice": said.count("DUP!"),
         "longest_gap_ms": round(max(gaps, default=0) * 1000, 1),
     }

@@ -53,6 +53,9 @@ enum Command {
     Test {
         /// Run only tests whose names contain one of these words.
         filter: Vec<String>,
+        /// As in a run of all: without those on request, and some with less load.
+        #[arg(long)]
+        brief: bool,
         /// Only list the tests.
         #[arg(long)]
         list: bool,
@@ -105,7 +108,11 @@ fn run(command: Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { filter, list } => test::run(&filter, list),
+        Command::Test {
+            filter,
+            brief,
+            list,
+        } => test::run(&filter, brief, list),
         Command::Bench {
             quick,
             readme,
@@ -119,7 +126,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }),
         Command::Demo => demo::run(),
         Command::Soak { minutes } => soak::run(minutes),
-        Command::Check => test::run(&["check::".to_owned()], false),
+        Command::Check => test::run(&["check::".to_owned()], false, false),
     }
 }
 

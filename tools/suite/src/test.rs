@@ -162,16 +162,14 @@ pub fn case(
     }
 }
 
-/// Runs the tests whose names contain one of the words; without words, all but those on request.
-pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
-    let mut cases = cases();
+/// Runs the tests whose names contain one of the words, in full; without words, or if `brief`,
+/// without those on request, and some with less load.
+pub fn run(filter: &[String], brief: bool, list: bool) -> Result<ExitCode> {
+    let brief = brief || filter.is_empty() && !list;
+    let mut cases = cases(brief);
     let all = cases.len();
-    if filter.is_empty() && !list {
-        cases.retain(|case| !case.on_request);
-    } else {
-        let chosen = |name: &str| filter.iter().any(|word| name.contains(word));
-        cases.retain(|case| filter.is_empty() || chosen(&case.name));
-    }
+    let chosen = |name: &str| filter.is_empty() || filter.iter().any(|word| name.contains(word));
+    cases.retain(|case| chosen(&case.name) && !(brief && case.on_request));
     let left_out = all - cases.len();
     let arguments = Arguments {
         list,
@@ -243,7 +241,9 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
         shared.start.elapsed().as_secs_f64()
     );
     if filter.is_empty() {
-        println!("suite: {left_out} long ones run on request: make live");
+        println!(
+            "suite: {left_out} more run on request, and live:: and devices:: in full: make live"
+        );
     }
     // Each line as one of ours: who reads only the end of a long log has the reasons, too.
     let failures = shared.failures.lock();
@@ -260,8 +260,8 @@ pub fn run(filter: &[String], list: bool) -> Result<ExitCode> {
 /// vCPUs that domains are tried with.
 const VCPUS: [u32; 5] = [1, 2, 4, 8, 32];
 
-/// All tests, the long ones first.
-fn cases() -> Vec<Case> {
+/// All tests, the long ones first; if `brief`, those that can be shorter are.
+fn cases(brief: bool) -> Vec<Case> {
     let mut all = vec![
         case("switch::a_thousand_times", thousand),
         case("switch::keeps_a_clock_set_forward", |s| {
@@ -344,13 +344,13 @@ fn cases() -> Vec<Case> {
             std_app(s, kind, vcpus, times)
         }));
     }
-    all.extend(crate::live::cases());
+    all.extend(crate::live::cases(brief));
     all.extend(crate::upgrade::cases());
     all.extend(crate::net::cases());
     for (name, test, kind) in crate::control::tests() {
         all.push(case(name, move |s| test(&s.xen, &s.images, kind)));
     }
-    all.extend(crate::devices::cases());
+    all.extend(crate::devices::cases(brief));
     all.extend(crate::state::cases());
     all.extend(crate::probation::cases());
     all.extend([
@@ -767,7 +767,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<String> = cases().into_iter().map(|case| case.name).collect();
+        let mut names: Vec<String> = cases(false).into_iter().map(|case| case.name).collect();
         let count = names.len();
         names.sort();
         names.dedup();
