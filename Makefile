@@ -125,8 +125,8 @@ images: tools ## Build all images that tests use
 .PHONY: run
 run: tools ## Run an app on Xen: APP= [VCPUS= MEMORY= TYPE=hvm|pvh CMDLINE= RAMDISK=]
 	@$(build_app)
-	$(segue) lab run --type $(TYPE) --vcpus $(VCPUS) --memory $(MEMORY) \
-		--image target/images/$(APP).$(if $(filter pvh,$(TYPE)),elf,img) \
+	$(segue) run target/images/$(APP).$(if $(filter pvh,$(TYPE)),elf,img) \
+		--type $(TYPE) --vcpus $(VCPUS) --memory $(MEMORY) \
 		$(if $(RAMDISK),--ramdisk $(RAMDISK)) --cmdline '$(CMDLINE)'
 
 .PHONY: demo

@@ -15,19 +15,24 @@
 //! counter, and a table of a million rows that no switch copies or walks over:
 //!
 //! ```
-//! use segue::preserved::Region;
+//! use segue::preserved::{Region, TakeError};
 //!
 //! #[derive(Clone, Copy, segue::Plain)]
 //! #[repr(C)]
 //! struct Row { key: u64, hits: u32, flags: u32 }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut count = 0u64;
-//! if let Some(mut before) = segue::handover() {
-//!     count = before.take("count")?;
-//! }
-//! let mut table = Region::<[Row]>::take("table", 1)
-//!     .or_else(|_| Region::create("table", 1, 1_000_000))?;
+//! // None in a domain's first image. After a crash there are regions, but no values.
+//! let mut before = segue::handover();
+//! let count = match &mut before {
+//!     Some(before) => before.take_if_any("count")?.unwrap_or(0u64),
+//!     None => 0,
+//! };
+//! let mut table = match Region::<[Row]>::take("table", 1) {
+//!     Err(TakeError::Missing) => Region::create("table", 1, 1_000_000)?,
+//!     taken => taken?,
+//! };
+//! drop(before); // What was not taken by now is freed.
 //! table.update(|rows| rows[0].hits += 1)?;
 //! segue::on_replace(move |next| Ok(next.put("count", &(count + 1))?));
 //! # Ok(())

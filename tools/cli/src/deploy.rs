@@ -22,10 +22,13 @@ use crate::output::{outln, print_json};
 Examples:
   segue deploy httpd --xen-host root@xen1 --name web --vcpus 2 --vif bridge=xenbr0 \\
       --ip 10.0.0.2/24 --gateway 10.0.0.1
+  segue deploy httpd --memory 128 --vif bridge=xenbr0 --ip 10.0.0.2/24 \\
+      -- --upgrade 0.0.0.0:7433 --operator-key WORD    # the first word in operator.pub
   segue deploy target/images/kv.elf --memory 256 --vif bridge=xenbr0 -- --memory 128
   segue deploy httpd --vif bridge=xenbr0 --ip 10.0.0.2/24 --dry-run    # only show the configuration
 
-Then: segue logs web -f, segue upgrade 10.0.0.2 httpd-0.2.bundle.
+Then: segue logs web -f; with an upgrade service, as in the second one,
+segue upgrade --key operator 10.0.0.2 new/httpd.bundle.
 Exit codes: 0 it was started; 1 it was not.")]
 pub struct Arguments {
     /// The image: NAME.img (hvm), NAME.elf (pvh), or the name of an app that was built.

@@ -152,13 +152,13 @@ impl DomainOptions {
             all.push("--".to_owned());
             for word in words {
                 ensure!(
-                    !word.contains(['"', '\'']) && !word.chars().any(char::is_control),
-                    "the argument {word:?} cannot be on a domain's command line"
+                    !word.is_empty()
+                        && !word.contains(['"', '\''])
+                        && !word.chars().any(|c| c.is_whitespace() || c.is_control()),
+                    "the argument {word:?} cannot be on a domain's command line, which is split at \
+                     white space and knows no quotes"
                 );
-                all.push(match word.contains(' ') || word.is_empty() {
-                    true => format!("\"{word}\""),
-                    false => word.clone(),
-                });
+                all.push(word.clone());
             }
         }
         Ok(all.join(" "))
@@ -357,6 +357,8 @@ mod tests {
             &["--vif", "bridge=a','script=x"],
             &["--cmdline", "-- a", "--", "b"],
             &["--", "a\"b"],
+            &["--", "a b"],
+            &["--", ""],
         ] {
             assert!(domain(words).is_err(), "{words:?}");
         }

@@ -108,6 +108,27 @@ impl Reach {
     }
 }
 
+impl Target {
+    /// Where a URL is got from here, and what leads there: through the Xen host, if that is the way
+    /// to the domain.
+    pub fn way_to(&self, url: &str) -> anyhow::Result<(String, Option<Forward>)> {
+        let wrong = || format!("{url}: that is no http:// address");
+        let uri: ureq::http::Uri = url.parse().with_context(wrong)?;
+        let host = uri.host().filter(|_| uri.scheme_str() == Some("http"));
+        let host = host.with_context(wrong)?;
+        let Some(through) = &self.through else {
+            return Ok((url.to_owned(), None));
+        };
+        let forward = through
+            .1
+            .host()
+            .forward(host, uri.port_u16().unwrap_or(80))?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let here = format!("http://{}:{}{path}", Ipv4Addr::LOCALHOST, forward.port());
+        Ok((here, Some(forward)))
+    }
+}
+
 impl FromStr for Target {
     type Err = String;
 

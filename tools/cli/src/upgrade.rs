@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use segue::upgrade::client::{Client, ClientError, Uploaded};
 use segue::upgrade::protocol::{Answer, Command, Hello, Status};
 use segue_kernel::image::{Bundle, Digest, Manifest, Policy, SigningKey};
+use segue_lab::Forward;
 use serde::Serialize;
 
 use crate::boot_image;
@@ -35,7 +36,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 Examples:
   segue upgrade --key ~/keys/operator 10.0.0.2 httpd-0.2.bundle
   segue upgrade --key ~/keys/operator --healthy http://10.0.0.2/ 10.0.0.2 httpd-0.2.bundle
-  segue upgrade --key ~/keys/operator --via lab 10.0.0.2 httpd-0.2.bundle
+  segue upgrade --key ~/keys/operator --via lab --healthy http://10.0.0.2/ \\
+      10.0.0.2 httpd-0.2.bundle
   segue upgrade --key ~/keys/operator --xen-host root@xen1 10.0.0.2 target/images/httpd.bundle
 
 The bundle is signed with a key that the running image trusts (segue sign), the commands with an
@@ -45,7 +47,8 @@ operator's key, which need not be the same.
 pub struct Arguments {
     #[command(flatten)]
     key: Key,
-    /// Confirm the new image only if this address (http://…) answers with a 2xx status.
+    /// Confirm the new image only if this address (http://…) answers with a 2xx status. It is asked
+    /// from here, or with --via from that host.
     #[arg(long, value_name = "URL")]
     healthy: Option<String>,
     /// How long it may take until it does.
@@ -225,6 +228,8 @@ fn print(host: &Target, manifest: &Manifest, outcome: &Outcome) -> anyhow::Resul
 struct Upgrade<'a> {
     arguments: &'a Arguments,
     host: Target,
+    /// What `--healthy` says, as it is got from here, and the way there.
+    healthy: Option<(String, Option<Forward>)>,
     key: SigningKey,
     bytes: Vec<u8>,
     digest: Digest,
@@ -250,15 +255,14 @@ impl<'a> Upgrade<'a> {
                 MARGIN.as_secs()
             );
         }
-        if let Some(url) = &arguments.healthy
-            && !url.starts_with("http://")
-        {
-            bail!("--healthy {url}: that is no http:// address");
-        }
+        let host = arguments.reach.open()?;
+        let url = arguments.healthy.as_ref();
+        let healthy = url.map(|url| host.way_to(url).context("--healthy"));
         Ok(Self {
             arguments,
             key: arguments.key.read()?,
-            host: arguments.reach.open()?,
+            host,
+            healthy: healthy.transpose()?,
             digest: Digest::of(&[&bytes]),
             manifest,
             bytes,
@@ -418,9 +422,9 @@ impl<'a> Upgrade<'a> {
         let status = remote::status(host, &mut client)?;
         // An operator's connections may live, but not for ever.
         drop(client);
-        let healthy = match &self.arguments.healthy {
+        let healthy = match &self.healthy {
             None => Ok(()),
-            Some(url) => self.wait_healthy(before, url)?,
+            Some((url, _)) => self.wait_healthy(before, url)?,
         };
         let interrupted = INTERRUPTED.load(Ordering::SeqCst);
         let why = match healthy {
@@ -505,7 +509,8 @@ impl<'a> Upgrade<'a> {
             }
             if Instant::now() + PAUSE > deadline {
                 return Ok(Err(format!(
-                    "the new image is not healthy: {url} does not answer well within {}: {why}",
+                    "the new image is not healthy: {} does not answer well within {}: {why}",
+                    self.arguments.healthy.as_deref().unwrap_or(url),
                     self.arguments.healthy_timeout
                 )));
             }

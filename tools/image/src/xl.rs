@@ -51,7 +51,6 @@ vcpus = 1
 
 # A network card; needs a bridge of that name.
 #vif = [ 'bridge=xenbr0' ]
-#disk = [ 'format=raw, vdev=xvda, access=rw, target=/path/to/a/disk.img' ]
 
 # What Xen does when the domain ends, and why it may. xl destroys a domain that restarts
 # again and again within seconds; with \"preserve\" a crashed one stays to be looked at.

@@ -328,7 +328,7 @@ struct Deployed<'a> {
     name: String,
     /// Where the command finds the lab.
     folder: PathBuf,
-    forward: Forward,
+    address: String,
     _offer: Offer,
 }
 
@@ -357,7 +357,7 @@ impl<'a> Deployed<'a> {
             host,
             name,
             folder,
-            forward: host.forward(address, PORT)?,
+            address: address.to_owned(),
             _offer: s.xen.lab().offer(&config)?,
         };
         let image = file(&s.images.served()?.httpd, kind);
@@ -384,19 +384,15 @@ impl<'a> Deployed<'a> {
         run(command.args(words), wanted)
     }
 
-    fn target(&self) -> String {
-        format!("127.0.0.1:{}", self.forward.port())
-    }
-
     /// Waits until this version runs, as this generation; gives what the command warns of.
     fn wait(&self, generation: u64, version: &str) -> Result<String> {
         let begin = format!(
             "{}: httpd {version}, generation {generation}\n",
-            self.target()
+            self.address
         );
         let start = Instant::now();
         loop {
-            let said = self.segue(&["status", &self.target()], end::DONE);
+            let said = self.segue(&["status", "--via", "lab", &self.address], end::DONE);
             match said {
                 Ok(said) if said.out.starts_with(&begin) => return Ok(said.err),
                 said => ensure!(
@@ -436,15 +432,13 @@ fn boot_image(s: &Shared, kind: Kind, address: &str) -> Result<()> {
     let images = s.images.served()?;
     let domain = Deployed::start(s, kind, address)?;
     domain.wait(1, "0.1.0")?;
-    let http = domain.host.forward(address, 80)?;
-    let url = format!("http://127.0.0.1:{}/health", http.port());
-    let target = domain.target();
+    let url = format!("http://{address}/health");
     let upgrade = |image: &Image, wanted| {
         let bundle = image.bundle.display().to_string();
         let words = [
             &["upgrade", "--key", OPERATOR, "--xen-host", "lab"][..],
             &["--probation", "20s", "--healthy-timeout", "8s"],
-            &["--healthy", &url, &target, &bundle],
+            &["--healthy", &url, "--via", "lab", address, &bundle],
         ];
         domain.segue(&words.concat(), wanted)
     };
