@@ -319,8 +319,7 @@ fn segue_runtime_probation() {
             return;
         }
         if probation.must_confirm {
-            let Err(error) = roll_back();
-            println!("segue: rollback failed: {error}");
+            nobody_confirmed();
         }
         if let Some(token) = kernel::xen::Committed::get() {
             kernel::replace::fallback::end(token, "time");
@@ -329,6 +328,27 @@ fn segue_runtime_probation() {
     if let Err(error) = started {
         println!("segue: probation without a limit: {error}");
     }
+}
+
+/// How often an image that nobody has confirmed is asked to go in order, and how long it has between.
+const ROLL_BACKS: u32 = 3;
+const BETWEEN_ROLL_BACKS: Duration = Duration::from_secs(2);
+
+/// Brings the image before back: in order, with the state that this one hands over; if it does not
+/// let itself be taken back, as after a crash. Returns if it was confirmed meanwhile, or the other one
+/// was tried and did not start.
+fn nobody_confirmed() {
+    for _ in 0..ROLL_BACKS {
+        let Err(error) = roll_back();
+        println!("segue: rollback failed: {error}");
+        let next = system_time().saturating_add(BETWEEN_ROLL_BACKS.as_nanos() as u64);
+        if kernel::replace::fallback::wait(next) {
+            return;
+        }
+    }
+    kernel::end::crash(format_args!(
+        "nobody has confirmed this image, and it cannot be taken back in order"
+    ))
 }
 
 /// Ends the trial: this image takes the domain, the one before is gone. Does nothing when there is

@@ -5,8 +5,10 @@
 //! WHAT may be several with commas between: they take turns.
 
 use crate::{faults, own_bundle};
+use segue::handover::Refusal;
 use segue::kernel::replace::Place;
 use segue::preserved::Region;
+use std::net::UdpSocket;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -66,10 +68,10 @@ pub fn run(all: &str, rounds: &str) {
     }
     let args = format!("--probationer {all} {rounds}");
     let mut replace = segue::Replace::new(own_bundle()).args(&args);
-    if matches!(what, "time" | "unconfirmed") {
+    if matches!(what, "time" | "unconfirmed" | "stubborn") {
         replace = replace.probation(Duration::from_secs(2));
     }
-    if what == "unconfirmed" {
+    if matches!(what, "unconfirmed" | "stubborn") {
         replace = replace.must_be_confirmed();
     }
     let place = match what {
@@ -113,6 +115,18 @@ pub fn new(all: &str, rounds: &str) {
             }
         }
         "unconfirmed" => thread::sleep(Duration::from_secs(60)),
+        // It will not be taken back in order.
+        "stubborn" => {
+            segue::on_replace(|_| Err(Refusal::new("gauntlet stays")));
+            thread::sleep(Duration::from_secs(60));
+        }
+        // With a device that the image before has never seen.
+        "network" => {
+            let socket = UdpSocket::bind("0.0.0.0:7");
+            println!("gauntlet: network={}", socket.is_ok());
+            let Err(error) = segue::roll_back();
+            println!("gauntlet: no rollback: {error}");
+        }
         "rollback" => {
             let Err(error) = segue::roll_back();
             println!("gauntlet: no rollback: {error}");

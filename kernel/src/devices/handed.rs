@@ -141,6 +141,10 @@ mod shared {
         if at_rest {
             let ours = OURS.lock().clone();
             for (device, audit) in &ours {
+                // A driver has taken it just now.
+                if all.iter().any(|other| other.block == device.block) {
+                    continue;
+                }
                 match audit(token, device) {
                     Ok(()) => {
                         let _ = all.try_push(*device);

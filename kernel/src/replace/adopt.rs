@@ -492,11 +492,10 @@ pub fn commit() {
         let pool = TablePool::resume(workspace.tables(), p.pool_used);
         let space = AddressSpace::from_root(p.root.gfn());
         vm::init(&machine.ram, &p.kept, p.code, space, pool, workspace);
-        if p.crashed.is_some() {
-            // Only then can there be one that these tables have not been made for.
-            for frame in &devices.grant_table {
-                let _ = vm::map(frame.extent(), Perms::Write);
-            }
+        // The grant table may have grown since these tables were made, by far if they were kept for
+        // the way back.
+        for frame in &devices.grant_table {
+            let _ = vm::map(frame.extent(), Perms::Write);
         }
         devices.adopt(token, machine.generation);
     }

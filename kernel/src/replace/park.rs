@@ -134,6 +134,20 @@ pub struct Control {
 
 const _: () = assert!(size_of::<Control>() as u64 <= PAGE_SIZE);
 
+impl Control {
+    /// Keeps what the calling vCPU has in its registers, to be there again when it is taken back.
+    fn keep_state(&mut self) {
+        use x86_64::registers::model_specific::{Efer, FsBase, GsBase, Msr};
+        self.trial_apic = percpu::this().apic_id();
+        self.efer = Efer::read_raw();
+        self.xcr0 = smp::shared().map_or(0, |s| s.features.xcr0);
+        // SAFETY: IA32_PAT exists on every x86-64.
+        self.pat = unsafe { Msr::new(0x277).read() };
+        self.fs = FsBase::read().as_u64();
+        self.gs = GsBase::read().as_u64();
+    }
+}
+
 const MAGIC: u64 = u64::from_le_bytes(*b"SEGUEPRK");
 /// Version of the park pages' layout.
 pub const VERSION: u32 = 2;
@@ -484,7 +498,6 @@ impl Park {
     /// # Safety
     /// Nobody is parked and no trial runs.
     unsafe fn write_control(&self, trial_vcpu: u32, plan: Plan) {
-        use x86_64::registers::model_specific::{Efer, FsBase, GsBase, Msr};
         let selector = |vcpu: u32| u32::from(SEL_TSS) + vcpu * 16;
         let watcher = (0..plan.vcpus).find(|v| *v != trial_vcpu);
         // SAFETY: mapped writable; the caller's promise makes this the only reference.
@@ -510,19 +523,13 @@ impl Park {
         c.poll_port = plan.port.0;
         c.use_vmmcall = u32::from(hypercall::uses_vmmcall());
         c.test = plan.test;
-        c.trial_apic = percpu::this().apic_id();
         c.sipi_page = self.sipi.as_u64() as u32;
         c.crash_reason = ShutdownReason::Crash as u32;
         c.spin_tsc = shared_info::cycles(SPIN_NS);
         c.grace_tsc = shared_info::cycles(NMI_GRACE_NS);
         c.budget_tsc = shared_info::cycles(plan.limit_ns);
         *c.deadline_tsc.get_mut() = 0;
-        c.efer = Efer::read_raw();
-        c.xcr0 = smp::shared().map_or(0, |s| s.features.xcr0);
-        // SAFETY: IA32_PAT exists on every x86-64.
-        c.pat = unsafe { Msr::new(0x277).read() };
-        c.fs = FsBase::read().as_u64();
-        c.gs = GsBase::read().as_u64();
+        c.keep_state();
         let ports = (&raw const c.poll_port).addr() as u64;
         for (slot, vcpu) in c.slots.iter_mut().zip(0u32..) {
             slot.selector = selector(vcpu);
@@ -557,6 +564,8 @@ impl Park {
             (*control).trial_vcpu = vcpu;
             (*control).watcher = 0;
             (*control).test = 0;
+            // What the image before has written there is not this one's.
+            (*control).keep_state();
         }
         let baton = self.baton_ptr();
         // SAFETY: as above.

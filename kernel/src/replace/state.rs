@@ -73,13 +73,20 @@ pub(super) fn torn_regions() -> usize {
     all_regions().iter().filter(torn).count()
 }
 
-/// All regions there are, taken or not. Takes no lock.
+/// All regions there are, taken or not, each once. Takes no lock.
 pub(super) fn all_regions() -> ArrayVec<Extent, MAX_REGIONS> {
     let extent = |word: u64| {
         let frames = word & ((1 << COUNT_BITS) - 1);
         Extent::new(Gfn::new(word >> COUNT_BITS)?, frames)
     };
-    NOTED.get().into_iter().filter_map(extent).collect()
+    let mut all = ArrayVec::<Extent, MAX_REGIONS>::new();
+    for region in NOTED.get().into_iter().filter_map(extent) {
+        // Whoever was stopped while it took one out may have left another twice.
+        if !all.contains(&region) {
+            let _ = all.try_push(region);
+        }
+    }
+    all
 }
 
 /// Why there is no new region.
@@ -184,17 +191,18 @@ impl Registry {
     }
 }
 
-/// Takes an offered region; false if it is not offered.
+/// Takes an offered region; false if it is not offered. Waits while a switch is on: it would not be
+/// among those that are handed over.
 pub fn take(extent: Extent) -> bool {
-    let mut registry = REGISTRY.lock();
-    let mut regions = registry.regions.iter_mut();
-    match regions.find(|region| **region == (extent, State::Offered)) {
-        Some((_, state)) => {
-            *state = State::Live;
-            true
-        }
-        None => false,
-    }
+    let taken = THAWED.wait_until(None, || {
+        let mut registry = REGISTRY.lock();
+        (!registry.frozen).then(|| {
+            let mut regions = registry.regions.iter_mut();
+            let found = regions.find(|region| **region == (extent, State::Offered));
+            found.map(|(_, state)| *state = State::Live).is_some()
+        })
+    });
+    taken == Some(true)
 }
 
 /// Gives a live region up: its frames are free. On trial it is offered again: they are freed at the

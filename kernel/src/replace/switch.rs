@@ -847,10 +847,17 @@ impl Relocated {
         (ended, self)
     }
 
-    /// **Resume**: everything is undone in the reverse order; says why.
+    /// **Resume**: everything is undone in the reverse order; says why. What is said of it takes
+    /// memory, and is made when everybody runs: the park pages keep it until another switch.
     fn resume(self, token: Committed, ended: Ended) -> ReplaceError {
         let p = &self.quiesced.prepared;
+        let (park, workspace) = (p.park, p.loaded.workspace);
         let base = p.loaded.memory.0.addr().as_u64();
+        if p.vcpus > 1 {
+            // INIT resets the APIC; enabling it again does no harm otherwise.
+            apic::enable(token);
+        }
+        drop(self);
         let reason = match ended {
             Ended::Hung { rip: 0 } => {
                 String::from("hang: no commit within the time limit; ended by INIT")
@@ -861,12 +868,12 @@ impl Relocated {
             ),
             Ended::Fault {
                 vector: GIVE_UP, ..
-            } if p.park.reason().is_empty() => String::from(
+            } if park.reason().is_empty() => String::from(
                 "it could not read the handover: it speaks another version of record or park pages",
             ),
             Ended::Fault {
                 vector: GIVE_UP, ..
-            } => String::from(p.park.reason()),
+            } => String::from(park.reason()),
             Ended::Fault {
                 vector,
                 error,
@@ -874,9 +881,7 @@ impl Relocated {
                 cr2,
                 rsp,
             } => {
-                let guard = p
-                    .loaded
-                    .workspace
+                let guard = workspace
                     .guards()
                     .any(|g| Extent::touching(cr2, 1).is_some_and(|page| g.overlaps(page)));
                 let name = match vector {
@@ -889,12 +894,7 @@ impl Relocated {
                 )
             }
         };
-        let console = String::from_utf8_lossy(p.park.text()).into_owned();
-        if p.vcpus > 1 {
-            // INIT resets the APIC; enabling it again does no harm otherwise.
-            apic::enable(token);
-        }
-        drop(self);
+        let console = String::from_utf8_lossy(park.text()).into_owned();
         println!(
             "segue: resume generation={} reason=\"{}\"",
             boot::generation(),

@@ -53,7 +53,29 @@ pub fn cases() -> Vec<Case> {
             lives(s, kind, vcpus)
         }));
     }
+    for (kind, address) in [(Kind::Hvm, "10.0.0.61"), (Kind::Pvh, "10.0.0.62")] {
+        all.push(case(
+            format!("probation::{kind}_2_rolls_back_with_a_device"),
+            move |s| with_device(s, kind, address),
+        ));
+    }
     all
+}
+
+/// The image before had no device when it was put aside: what has come since is made known to it.
+fn with_device(s: &Shared, kind: Kind, address: &str) -> Result<()> {
+    let image = &s.images.gauntlet;
+    let run = Guest::new(image, kind, 2)
+        .module(&image.bundle)
+        .network(address)
+        .cmdline("-- --probation network 1".to_owned())
+        .run(&s.xen)?;
+    run.one("gauntlet: network=true")?;
+    run.one("segue: vif=0 connected")?;
+    let switches = run.events("segue: switch ").count();
+    run.check(switches == 2, || format!("{switches} switches"))?;
+    run.one("gauntlet: has=old generation=3 ")?;
+    powered_off(&run)
 }
 
 fn run(s: &Shared, kind: Kind, vcpus: u32, what: &str, rounds: u64) -> Result<Run> {
@@ -132,6 +154,13 @@ fn lives(s: &Shared, kind: Kind, vcpus: u32) -> Result<()> {
         run.explain(same(&second, &last))?;
         powered_off(&run)?;
     }
+    // It refuses to be taken back, and is not asked any more in the end.
+    let stubborn = run(s, kind, vcpus, "stubborn", 1)?;
+    let refused = stubborn.events("segue: rollback failed: ").count();
+    stubborn.check(refused == 3, || format!("asked {refused} times"))?;
+    stubborn.one("segue: fallback from=2 to=3 ")?;
+    stubborn.one("gauntlet: has=old generation=3 ")?;
+    powered_off(&stubborn)?;
     // There is a way back once, and only if it was kept.
     let twice = run(s, kind, vcpus, "twice", 2)?;
     twice.one("segue: fallback from=2 to=3 ")?;

@@ -448,11 +448,12 @@ impl<'a, B: Buffers> TxRing<'a, B> {
         Ok(there)
     }
 
-    /// Whether the longest frame has room, or would after a [`reclaim`](Self::reclaim).
+    /// Whether the longest frame has room, or would after a [`reclaim`](Self::reclaim). So it is, too,
+    /// when the backend has broken the ring: who sends finds that, else it would be waited for.
     #[must_use]
     pub fn ready(&self) -> bool {
-        let answered = self.front.responses().unwrap_or(0);
-        self.front.room() + answered > MAX_TX_SLOTS as u32
+        let answered = self.front.responses();
+        answered.map_or(true, |n| self.front.room() + n > MAX_TX_SLOTS as u32)
     }
 
     /// Asks for an event when half of what is out is answered; true if there is room already. Sent
