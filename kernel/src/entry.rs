@@ -1,6 +1,7 @@
 //! From the kernel into the app: stack, thread-locals, arguments, then std's own start.
 
 use crate::boot::{self, EntryKind};
+use crate::cpu::smp;
 use crate::devices::control;
 use crate::log;
 use crate::memory::heap;
@@ -67,6 +68,7 @@ pub(crate) extern "C" fn main(entry_tsc: u64) -> ! {
                 shared_info::elapsed_since(entry_tsc) / 1000
             );
             control::start(token);
+            smp::start_others_beside(token, entry_tsc);
         }
     }
     let (argv, env) = (arguments(), environment());

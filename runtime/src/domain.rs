@@ -49,7 +49,13 @@ pub fn image() -> (String, String) {
 /// Number of vCPUs.
 #[must_use]
 pub fn vcpus() -> u32 {
-    cpu::smp::online()
+    cpu::smp::vcpus()
+}
+
+/// Waits until all vCPUs run. After the first boot main begins while the others still start: one
+/// that measures, or counts memory, waits for them.
+pub fn wait_for_vcpus() {
+    cpu::smp::wait_for_all();
 }
 
 /// What the network has done so far.

@@ -22,6 +22,7 @@ fn main() {
             _ => return trials::behave(&args),
         }
     }
+    segue::wait_for_vcpus();
     match args[..] {
         ["--probation", what, rounds] => probation::run(what, rounds),
         ["--probationer", what, rounds] => probation::new(what, rounds),

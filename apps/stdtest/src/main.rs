@@ -117,6 +117,8 @@ fn main() -> Result<(), String> {
         }
         _ => {}
     }
+    // Some count memory.
+    segue::wait_for_vcpus();
     let (times, names) = match args[..] {
         ["--times", n, ref names @ ..] => (n.parse().map_err(|_| "--times N")?, names),
         ref names => (1, names),

@@ -58,7 +58,6 @@ enum StartError {
     NoLowPage,
     TooManyVcpus(u32),
     NoX2apic,
-    Vcpu(u32),
 }
 
 impl fmt::Display for StartError {
@@ -78,7 +77,6 @@ impl fmt::Display for StartError {
             Self::NoLowPage => f.write_str("no RAM below 1 MiB to start the other vCPUs in"),
             Self::TooManyVcpus(n) => write!(f, "{n} vCPUs; at most {} are supported", percpu::MAX),
             Self::NoX2apic => f.write_str("no x2APIC, which more than one vCPU needs; set x2apic=1 in cpuid"),
-            Self::Vcpu(n) => write!(f, "vCPU {n} did not start"),
         }
     }
 }
@@ -203,6 +201,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     // The callback latches the 64-bit layout of shared_info: first of all.
     hypercall::set_callback_vector(token, tables::VECTOR_UPCALL)
         .map_err(|e| StartError::Xen("the callback vector", e))?;
+    // With a device model this takes long: Xen has it drop all it has mapped of the domain, because
+    // hvmloader had shared_info elsewhere (`ioreq_request_mapcache_invalidate` in Xen).
+    let before = shared_info::rdtsc();
     // SAFETY: nobody reads the clock yet; the frame is carved, or RAM that is kept for it.
     unsafe {
         hypercall::map_shared_info(token, first_home)
@@ -213,6 +214,7 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
     if !shared_info::clock_works() {
         return Err(StartError::NoClock);
     }
+    let map_us = shared_info::elapsed_since(before) / 1000;
 
     // 4. The console.
     let pv = Console::find(token);
@@ -292,8 +294,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         carve,
     });
 
-    // 6. Events, then the other vCPUs.
+    // 6. Events. The other vCPUs start while the app does.
     shared_info::set_vcpus(vcpus);
+    smp::set_apic_ids(apic_ids.into_iter());
     let ports = Ports::bind(token, vcpus).map_err(|e| StartError::Xen("event channels", e))?;
     boot::set_ports(ports);
     sched::init(&workspace);
@@ -307,9 +310,6 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         // SAFETY: Xen says that the ring is there, and our tables map it; nobody has used it yet.
         unsafe { xenstore::adopt(token, store, 1, &xenstore::Before::Unknown) };
     }
-    // SAFETY: the low page is kept for this, and mapped writable.
-    unsafe { smp::start_others(token, low, &apic_ids) }.map_err(|e| StartError::Vcpu(e.vcpu))?;
-
     println!(
         "segue: boot generation=1 entry={} vcpus={vcpus} memory_mib={} xen={}.{} image={}",
         machine.entry.name(),
@@ -319,9 +319,9 @@ fn start(token: Committed, kind: u32, data: u64) -> Result<core::convert::Infall
         ImageName,
     );
     println!(
-        "segue: shared_info home={} gfn={:?}",
+        "segue: shared_info home={} gfn={:?} map_us={map_us}",
         boot::home().name(),
-        boot::home().gfn()
+        boot::home().gfn(),
     );
     boot::report_trust();
     // SAFETY: written by entry.S before any Rust code.

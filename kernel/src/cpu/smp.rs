@@ -1,20 +1,22 @@
-//! The other vCPUs: started by INIT-SIPI at first boot, released from the park pages after a
-//! switch; then they run threads (`task/sched.rs`).
+//! The other vCPUs: started by INIT-SIPI at first boot, while the app already runs, released from
+//! the park pages after a switch; then they run threads (`task/sched.rs`).
 
 use crate::abi::errno::Errno;
 use crate::cpu::percpu;
 use crate::cpu::{Features, apic, tables};
 use crate::memory::workspace::Workspace;
 use crate::memory::{Gfn, vm};
-use crate::replace::adopt;
+use crate::replace::park;
 use crate::task::{self, sched};
-use crate::xen::console::emergency_println;
+use crate::xen::console::{emergency_println, println};
 use crate::xen::hypercall;
 use crate::xen::{Committed, shared_info};
+use arrayvec::ArrayVec;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 use hermit_sync::OnceCell;
 use x86_64::VirtAddr;
+use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::FsBase;
 
 /// Offset of the parameters in the SIPI page.
@@ -100,9 +102,39 @@ pub fn shared() -> Option<&'static Shared> {
     SHARED.get()
 }
 
-/// Number of vCPUs that run this image.
+/// Number of vCPUs that run this image by now; see [`vcpus`].
 pub fn online() -> u32 {
     ONLINE.load(Ordering::Acquire)
+}
+
+/// Number of vCPUs that are this image's: after the first boot some may still be starting. On trial
+/// there is one.
+pub fn vcpus() -> u32 {
+    shared().map_or(1, |shared| shared.workspace.vcpus())
+}
+
+/// The thread that starts the other vCPUs.
+static STARTER: OnceCell<task::Tid> = OnceCell::new();
+
+/// Waits until all vCPUs run, and who started them is gone. If one does not come up, the domain
+/// ends.
+pub fn wait_for_all() {
+    if let Some(starter) = STARTER.get() {
+        let _ = task::join(*starter);
+    }
+}
+
+/// The local APICs' ids, by vCPU.
+static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
+
+/// Sets the ids of all local APICs, by vCPU.
+pub(crate) fn set_apic_ids(ids: impl Iterator<Item = u32>) {
+    let _ = APIC_IDS.set(ids.take(percpu::MAX).collect());
+}
+
+/// The id of a vCPU's local APIC, as ACPI or the image before had it.
+pub fn apic_id(vcpu: u32) -> Option<u32> {
+    APIC_IDS.get()?.get(vcpu as usize).copied()
 }
 
 /// Of how many vCPUs a trial is told that it will have; 0: there is none.
@@ -118,7 +150,7 @@ pub(crate) fn parallelism() -> u32 {
     if crate::replace::adopt::on_trial() {
         PROMISED.load(Ordering::Acquire).max(1)
     } else {
-        online()
+        vcpus()
     }
 }
 
@@ -136,38 +168,80 @@ const START_LIMITS_NS: [u64; 3] = [300_000_000, 700_000_000, 2_000_000_000];
 /// How long a reset takes at most, in ns.
 const RESET_NS: u64 = 10_000_000;
 
-/// Starts all other vCPUs, one after the other; `apic_ids` is by vCPU.
+/// How long who starts the others [in a thread](start_others_beside) sleeps between two looks, in
+/// ns.
+const LOOK_NS: u64 = 500_000;
+
+/// Has a thread start the other vCPUs while the app runs: each takes Xen, and this vCPU's patience,
+/// milliseconds. If one does not come up the domain ends. `entry_tsc`: when this image got control.
+pub(crate) fn start_others_beside(token: Committed, entry_tsc: u64) {
+    let Some(park) = park::get().filter(|_| vcpus() > 1) else {
+        return;
+    };
+    let options = task::Options {
+        priority: task::Priority::High,
+        // The one that runs already.
+        vcpu: Some(percpu::this().vcpu()),
+        ..task::Options::default()
+    };
+    let thread = move || {
+        let pause = || {
+            let _ = task::sleep_until(shared_info::now() + LOOK_NS);
+        };
+        // SAFETY: the page is kept for this, and mapped writable; all else is set at the start.
+        if let Err(StartError { vcpu }) = unsafe { start_others(token, park.sipi(), pause) } {
+            println!("segue: start failed: vCPU {vcpu} did not start");
+            crate::end::end(hypercall::ShutdownReason::Poweroff);
+        }
+        println!(
+            "segue: vcpus online={} start_us={}",
+            online(),
+            shared_info::elapsed_since(entry_tsc) / 1000
+        );
+    };
+    // The thread preempts this one as soon as it is there.
+    let starter = interrupts::without_interrupts(|| {
+        let starter = task::spawn_with("vcpus", options, thread);
+        starter.map(|tid| STARTER.get_or_init(|| tid))
+    });
+    if starter.is_err() {
+        println!("segue: start failed: no memory for the thread that starts the other vCPUs");
+        crate::end::end(hypercall::ShutdownReason::Poweroff);
+    }
+}
+
+/// Starts all other vCPUs, one after the other. `pause` is how to wait for one.
 ///
 /// # Errors
 /// One did not come up in three seconds.
 ///
 /// # Safety
 /// `page` is a frame below 1 MiB that is mapped writable and nobody else's; the workspace and
-/// [`set_shared`] are done.
+/// [`set_shared`] are done; the calling thread stays on this vCPU.
 pub unsafe fn start_others(
     token: Committed,
     page: Gfn,
-    apic_ids: &[u32],
+    pause: impl Fn(),
 ) -> Result<(), StartError> {
     let Some(shared) = shared() else {
         return Ok(());
     };
     // SAFETY: nobody is on these tables any more, or they are filled already.
     unsafe { fill_boot_tables() };
-    for (vcpu, apic_id) in (0u32..).zip(apic_ids) {
+    for vcpu in 0..vcpus() {
         if vcpu == percpu::this().vcpu() {
             continue;
         }
-        let Some(area) = shared.workspace.vcpu(vcpu) else {
+        let (Some(area), Some(apic_id)) = (shared.workspace.vcpu(vcpu), apic_id(vcpu)) else {
             return Err(StartError { vcpu });
         };
         let before = online();
         let start = |limit_ns| {
-            apic::init(token, *apic_id);
+            apic::init(token, apic_id);
             if limit_ns != START_LIMITS_NS[0] {
                 let reset = shared_info::now() + RESET_NS;
                 while shared_info::now() < reset {
-                    core::hint::spin_loop();
+                    pause();
                 }
                 // It may have come up just before.
                 ONLINE.store(before, Ordering::Release);
@@ -187,10 +261,10 @@ pub unsafe fn start_others(
                     },
                 );
             }
-            apic::startup(token, *apic_id, page.as_u64() as u8);
+            apic::startup(token, apic_id, page.as_u64() as u8);
             let deadline = shared_info::now() + limit_ns;
             while online() == before && shared_info::now() < deadline {
-                core::hint::spin_loop();
+                pause();
             }
             online() != before
         };
@@ -241,16 +315,6 @@ pub fn stop_others(token: Committed) {
     }
 }
 
-/// The id of a vCPU's local APIC: what the image before found, or what it said itself.
-pub fn apic_id(vcpu: u32) -> Option<u32> {
-    adopt::apic_id(vcpu).or_else(|| {
-        let shared = shared()?;
-        // SAFETY: the data of all vCPUs was prepared when this image started, and stays.
-        let cpu = unsafe { vm::vcpu_data(&shared.workspace, vcpu) }?;
-        Some(cpu.apic_id())
-    })
-}
-
 /// A vCPU comes here from the SIPI page, on the boot tables and its own stack.
 extern "C" fn started(vcpu: u64) -> ! {
     let Some(shared) = SHARED.get() else { halt() };
@@ -281,7 +345,7 @@ pub(crate) extern "C" fn released(vcpu: u64) -> ! {
     if let Some(ports) = crate::boot::ports() {
         ports.adopt_on(percpu::this());
     }
-    percpu::this().adopt_apic_id(crate::replace::adopt::apic_id(vcpu as u32));
+    percpu::this().adopt_apic_id(apic_id(vcpu as u32));
     let Some(token) = Committed::get() else {
         halt()
     };
@@ -348,7 +412,7 @@ impl Job {
 /// # Errors
 /// See [`RunError`].
 pub fn run_on(vcpu: u32, job: fn(u64), argument: u64) -> Result<Job, RunError> {
-    if vcpu >= online() {
+    if vcpu >= vcpus() {
         return Err(RunError::NoVcpu);
     }
     let bit = 1 << vcpu;

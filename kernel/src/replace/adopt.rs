@@ -195,7 +195,6 @@ impl Devices {
 }
 
 static PENDING: Lock<Option<Pending>> = Lock::new(None);
-static APIC_IDS: OnceCell<ArrayVec<u32, { percpu::MAX }>> = OnceCell::new();
 
 /// Called by `entry.S`.
 pub(crate) extern "C" fn handover(record: u64) -> ! {
@@ -356,12 +355,7 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
             .try_push(Module { addr, len })
             .map_err(|_| RecordError::Bad(Kind::Modules))?;
     }
-    let ids = record
-        .words(Kind::ApicIds)?
-        .map(|id| id as u32)
-        .take(percpu::MAX)
-        .collect();
-    let _ = APIC_IDS.set(ids);
+    smp::set_apic_ids(record.words(Kind::ApicIds)?.map(|id| id as u32));
     let console = match record.array::<2>(Kind::Console) {
         Ok([frame, port]) => Some(Console {
             gfn: gfn(Kind::Console, frame)?,
@@ -421,11 +415,6 @@ fn take_over(record: &Record<'_>) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// The id of a vCPU's local APIC, as the image before found it.
-pub(crate) fn apic_id(vcpu: u32) -> Option<u32> {
-    APIC_IDS.get()?.get(vcpu as usize).copied()
-}
-
 fn stamp(park: &Park, phase: Phase) {
     park.baton().times[phase as usize].store(shared_info::now(), Ordering::Relaxed);
 }
@@ -452,7 +441,7 @@ pub fn commit() {
         root,
         features: machine.features,
     });
-    cpu.adopt_apic_id(apic_id(cpu.vcpu()));
+    cpu.adopt_apic_id(smp::apic_id(cpu.vcpu()));
     p.ports.adopt_on(cpu);
     boot::set_ports(p.ports.clone());
     let devices = LEFT.get_or_init(|| core::mem::take(&mut p.devices));
@@ -476,7 +465,7 @@ pub fn commit() {
     stamp(park, Phase::Commit);
     p.stumble(Place::Committed);
     if p.crashed.is_some() {
-        start_others(token, park, vcpus);
+        start_others(token, park);
     } else {
         // SAFETY: the verdict is ours; the tables map the entry, and each vCPU has its own stack.
         unsafe {
@@ -531,12 +520,10 @@ pub fn commit() {
 }
 
 /// After a crash the other vCPUs are not parked but reset.
-fn start_others(token: Committed, park: &Park, vcpus: u32) {
-    let ids: ArrayVec<u32, { percpu::MAX }> =
-        (0..vcpus).filter_map(apic_id).take(percpu::MAX).collect();
+fn start_others(token: Committed, park: &Park) {
     // SAFETY: the frame was kept for this, below 1 MiB and mapped writable; workspace and shared
-    // data are set.
-    if let Err(error) = unsafe { smp::start_others(token, park.sipi(), &ids) } {
+    // data are set; interrupts are off.
+    if let Err(error) = unsafe { smp::start_others(token, park.sipi(), core::hint::spin_loop) } {
         console::emergency_println!("segue: vCPU {} did not start", error.vcpu);
         crate::end::end(hypercall::ShutdownReason::Crash);
     }

@@ -422,7 +422,7 @@ impl Loaded {
         home: Gfn,
     ) -> Result<Self, ReplaceError> {
         let map = boot::machine();
-        let vcpus = smp::online();
+        let vcpus = smp::vcpus();
         let segments = image.span() / PAGE_SIZE;
         let mut memory = Frames::alloc_low(segments + Workspace::frames(vcpus, map.ram.end()))?;
         let mut handover = Frames::alloc_low(RECORD_FRAMES + TRIAL_TABLES + SPARE_TABLES)?;

@@ -286,6 +286,7 @@ pub fn replace_image(
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
     called();
+    smp::wait_for_all();
     // The new image gets a place in one piece.
     scrub::finish();
     // The record names the vCPU that runs the trial: this thread stays on it.
@@ -612,7 +613,7 @@ impl Loaded {
         still: Still,
     ) -> Result<Prepared, ReplaceError> {
         let park = *park::get().ok_or(ReplaceError::NoApic)?;
-        let vcpus = smp::online();
+        let vcpus = smp::vcpus();
         let hole = match boot::home() {
             Home::Ram(gfn) if !options.faults().skip_relocation => Some(gfn),
             _ => None,

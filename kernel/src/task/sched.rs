@@ -478,7 +478,9 @@ fn requeue(thread: Arc<Thread>) {
     let pinned = thread.pinned.load(Ordering::Relaxed) != NOWHERE;
     let shorter = || {
         let all = VCPUS.get().into_iter().flatten();
-        all.filter(|v| v.length() < own.length())
+        // After the first boot the others come up in this order.
+        all.take(smp::online() as usize)
+            .filter(|v| v.length() < own.length())
             .min_by_key(|v| v.length())
     };
     let other = if pinned {
@@ -663,7 +665,7 @@ pub(super) fn spawn(
     start: Box<dyn FnOnce() + Send>,
 ) -> Result<Tid, Errno> {
     Committed::get().ok_or(Errno::EAGAIN)?;
-    if options.vcpu.is_some_and(|v| v >= smp::online()) {
+    if options.vcpu.is_some_and(|v| v >= smp::vcpus()) {
         return Err(Errno::EINVAL);
     }
     let tid = loop {

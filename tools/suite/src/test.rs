@@ -462,6 +462,9 @@ fn clock(
         .run(&s.xen)?;
     started(&run, kind, vcpus, 64, &image.ident)?;
     run.explain(run.one("segue: shared_info ")?.is("home", home.name()))?;
+    if vcpus > 1 {
+        run.explain(run.one("segue: vcpus ")?.is("online", vcpus))?;
+    }
     powered_off(&run)?;
     Ok(run)
 }
