@@ -264,7 +264,9 @@ fn redis_benchmark(
     let address = server.address;
     let text = client(
         xen,
-        &format!("redis-benchmark -h {address} -c 32 -P {pipeline} -n {count} -t {test} --csv"),
+        &format!(
+            "redis-benchmark -h {address} --threads 2 -c 32 -P {pipeline} -n {count} -t {test} --csv"
+        ),
     )?;
     ensure!(!text.contains("rror"), "{text}");
     Ok(text)
