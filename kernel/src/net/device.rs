@@ -106,12 +106,7 @@ pub(super) fn memory(extent: Extent) -> Option<Memory> {
 
 /// What TCP may use of an arena.
 fn tcp_config(extent: Extent) -> tcp::Config {
-    let defaults = tcp::Config::default();
-    let len = usize::try_from(extent.bytes()).unwrap_or(usize::MAX);
-    tcp::Config {
-        buffer_memory: defaults.buffer_memory.min(len),
-        ..defaults
-    }
+    tcp::Config::for_memory(usize::try_from(extent.bytes()).unwrap_or(usize::MAX))
 }
 
 /// A stack without connections.

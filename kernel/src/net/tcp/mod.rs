@@ -298,6 +298,27 @@ impl Default for Config {
     }
 }
 
+/// Largest receive ring of one connection, in bytes, and as a part of all buffers.
+const MOST_RECV: usize = 1 << 20;
+const RECV_SHARE: usize = 16;
+
+impl Config {
+    /// The default for buffers of so many bytes at most. A sender fills a window of 256 KiB within
+    /// milliseconds and then waits for us: where there is memory for it, a window is wider.
+    #[must_use]
+    pub fn for_memory(bytes: usize) -> Self {
+        let defaults = Self::default();
+        let buffer_memory = defaults.buffer_memory.min(bytes);
+        let least = defaults.recv_buffer as usize;
+        let recv_buffer = (buffer_memory / RECV_SHARE).clamp(least, MOST_RECV) as u32;
+        Self {
+            recv_buffer,
+            buffer_memory,
+            ..defaults
+        }
+    }
+}
+
 /// Keep-alive (RFC 9293, section 3.8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepAlive {

@@ -348,6 +348,17 @@ fn transfer(
     took.expect("both ends close")
 }
 
+#[test]
+fn one_connection_gets_a_share_of_the_memory() {
+    let sizes = |bytes| {
+        let config = Config::for_memory(bytes);
+        (config.recv_buffer, config.buffer_memory)
+    };
+    assert_eq!(sizes(1 << 20), (256 << 10, 1 << 20));
+    assert_eq!(sizes(8 << 20), (512 << 10, 8 << 20));
+    assert_eq!(sizes(usize::MAX), (1 << 20, 16 << 20));
+}
+
 /// Patient enough for bad weather.
 fn patient() -> Config {
     Config {
@@ -363,7 +374,7 @@ fn patient() -> Config {
 }
 
 fn config() -> impl Strategy<Value = Config> {
-    let sizes = (2048u32..300_000, 2048u32..300_000);
+    let sizes = (2048u32..300_000, 2048u32..1_200_000);
     (sizes, any::<[bool; 4]>()).prop_map(|((send, recv), [timestamps, sack, scale, reno])| Config {
         send_buffer: send,
         recv_buffer: recv,
