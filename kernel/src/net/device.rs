@@ -6,7 +6,7 @@ use super::config::Config;
 use super::handover;
 use super::stack::Stack;
 use super::tcp::arena::{Arena, Memory};
-use super::{attach, detach, start as start_stack, tcp};
+use super::{attach, detach, notify, start as start_stack, tcp};
 use crate::abi::random;
 use crate::boot;
 use crate::devices::control;
@@ -214,7 +214,10 @@ fn begin_with(token: Committed) -> Result<(), String> {
         thaw,
     });
     start_stack(|_| stack, |line| println!("segue: {line}"));
-    let mut bus = Xenbus::new(token, Devices::default()).map_err(|e| e.to_string())?;
+    // The network's thread begins when this has attached what came: the first that it does for
+    // connections is to look at what waits for them.
+    let bus = Xenbus::new(token, Devices::default());
+    let mut bus = bus.inspect_err(|_| notify()).map_err(|e| e.to_string())?;
     bus.adopt();
     control::add(Box::new(bus));
     Ok(())

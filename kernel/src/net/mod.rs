@@ -131,8 +131,8 @@ const LOOK_UP_TIME: u64 = 30_000_000_000;
 /// Tells what has changed: one line for each interface.
 pub type Tell = fn(fmt::Arguments<'_>);
 
-/// Starts the network, once. `make` makes the stack, and is told the time; `tell` is given a line
-/// whenever addresses change.
+/// Starts the network, once; it works from the first [`notify`] on. `make` makes the stack, and is
+/// told the time; `tell` is given a line whenever addresses change.
 pub fn start(make: impl FnOnce(u64) -> Stack, tell: Tell) {
     let mut guard = STACK.lock();
     if guard.is_none() {
@@ -171,6 +171,8 @@ fn let_others_go_first() {
 }
 
 fn run(tell: Tell) {
+    let pending = || PENDING.load(Ordering::Acquire).then_some(());
+    WORK.wait_until(None, pending);
     loop {
         PENDING.store(false, Ordering::Release);
         let mut guard = STACK.lock();
@@ -198,7 +200,7 @@ fn run(tell: Tell) {
         if more {
             let_others_go_first();
         } else {
-            WORK.wait_until(deadline, || PENDING.load(Ordering::Acquire).then_some(()));
+            WORK.wait_until(deadline, pending);
         }
     }
 }

@@ -144,7 +144,7 @@ pub fn network(bench: &Bench) -> Result<Vec<Row>> {
         },
     ];
 
-    let (rounds, seconds) = (bench.pick(5, 2) as usize, bench.pick(5, 3));
+    let (rounds, seconds) = (bench.pick(5, 1) as usize, bench.pick(5, 2));
     let mut rows = Vec::new();
     for figure in &FIGURES {
         let mut values = [Vec::new(), Vec::new()];

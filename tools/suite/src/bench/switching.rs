@@ -73,14 +73,15 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
     for app in &apps {
         switches(bench, app, &mut switch, &mut quiet)?;
     }
-    let times = bench.pick(3, 1) as usize;
-    for app in &apps {
-        restarts(bench, app, times, &mut reboot, &mut create)?;
+    // Each takes seconds.
+    let times = bench.pick(3, 0) as usize;
+    let mut linux_reboot = Seen::new();
+    if times > 0 {
+        for app in &apps {
+            restarts(bench, app, times, &mut reboot, &mut create)?;
+        }
+        linux_reboot = linux_reboots(bench, &Programs::build()?, times)?;
     }
-    let linux_reboot = match bench.quick {
-        true => None,
-        false => Some(linux_reboots(bench, &Programs::build()?, times)?),
-    };
     let mut rows = Vec::new();
     for service in [UDP, PING, HTTP] {
         let ours = of(&switch, service);
@@ -91,12 +92,12 @@ pub fn switching(bench: &Bench) -> Result<Vec<Row>> {
         let longest = format!("the longest of them: {service}");
         rows.push(Row::new("image switch", longest, max(&ours), "ms").runs(ours.len()));
         rows.push(row("as long without a switch", &of(&quiet, service)));
-        let mut ours_by_reboot = row("xl reboot, without service", &of(&reboot, service));
-        if let Some(theirs) = &linux_reboot {
-            ours_by_reboot =
-                ours_by_reboot.peer("Linux xl reboot", quantile(&of(theirs, service), 0.5));
+        if times == 0 {
+            continue;
         }
-        rows.push(ours_by_reboot);
+        let theirs = quantile(&of(&linux_reboot, service), 0.5);
+        let ours_by_reboot = row("xl reboot, without service", &of(&reboot, service));
+        rows.push(ours_by_reboot.peer("Linux xl reboot", theirs));
         rows.push(
             row(
                 "xl destroy, xl create, without service",
