@@ -633,7 +633,11 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
         }
         return;
     }
-    if scrub::step() {
+    // Not in a blackout, while others wait for a processor to come up on; and with a look at what
+    // has come after each frame: an emulator takes long for one.
+    if smp::online() >= smp::vcpus() && scrub::step() {
+        interrupts::enable();
+        x86_64::instructions::nop();
         return;
     }
     vcpu.idle.set(State::Polling);

@@ -27,11 +27,7 @@ pub fn start(bench: &Bench) -> Result<Vec<Row>> {
         }
         let name = format!("entry to main, {kind}, 2 vCPUs, 64 MiB, p50");
         let row = Row::new("start", name, quantile(&times, 0.5), "ms").runs(count);
-        rows.push(if kind == Kind::Hvm {
-            row.at_most(30.0)
-        } else {
-            row
-        });
+        rows.push(row.at_most(30.0));
         let name = format!("entry to main, {kind}, least of the runs");
         rows.push(Row::new("start", name, quantile(&times, 0.0), "ms").runs(count));
         let name = format!("of it Xen maps shared_info, {kind}, p50");
