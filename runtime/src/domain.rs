@@ -55,7 +55,7 @@ pub fn vcpus() -> u32 {
 /// Waits until all vCPUs run. After the first boot main begins while the others still start: one
 /// that measures, or counts memory, waits for them.
 pub fn wait_for_vcpus() {
-    cpu::smp::wait_for_all();
+    let _ = cpu::smp::wait_for_all();
 }
 
 /// What the network has done so far.
@@ -440,7 +440,8 @@ pub mod vcpu {
     use crate::kernel::cpu::smp;
     pub use smp::{Job, RunError};
 
-    /// Runs `job(argument)` on a vCPU, one job at a time on each.
+    /// Runs `job(argument)` on a vCPU, one job at a time on each. After the first boot the job may
+    /// have to wait until its vCPU has come up.
     ///
     /// # Errors
     /// See [`RunError`].

@@ -117,11 +117,12 @@ pub fn vcpus() -> u32 {
 static STARTER: OnceCell<task::Tid> = OnceCell::new();
 
 /// Waits until all vCPUs run, and who started them is gone. If one does not come up, the domain
-/// ends.
-pub fn wait_for_all() {
+/// ends. False where the caller can't wait, with interrupts off, and they don't run yet.
+pub fn wait_for_all() -> bool {
     if let Some(starter) = STARTER.get() {
         let _ = task::join(*starter);
     }
+    online() >= vcpus()
 }
 
 /// The local APICs' ids, by vCPU.
@@ -184,12 +185,10 @@ pub(crate) fn start_others_beside(token: Committed, entry_tsc: u64) {
         vcpu: Some(percpu::this().vcpu()),
         ..task::Options::default()
     };
-    let thread = move || {
-        let pause = || {
-            let _ = task::sleep_until(shared_info::now() + LOOK_NS);
-        };
-        // SAFETY: the page is kept for this, and mapped writable; all else is set at the start.
-        if let Err(StartError { vcpu }) = unsafe { start_others(token, park.sipi(), pause) } {
+    fn start_all(token: Committed, page: Gfn, entry_tsc: u64, pause: impl Fn()) {
+        // SAFETY: the page is kept for this, and mapped writable; all else is set at the start, and
+        // both callers stay on this vCPU.
+        if let Err(StartError { vcpu }) = unsafe { start_others(token, page, pause) } {
             println!("segue: start failed: vCPU {vcpu} did not start");
             crate::end::end(hypercall::ShutdownReason::Poweroff);
         }
@@ -198,6 +197,12 @@ pub(crate) fn start_others_beside(token: Committed, entry_tsc: u64) {
             online(),
             shared_info::elapsed_since(entry_tsc) / 1000
         );
+    }
+    let page = park.sipi();
+    let thread = move || {
+        start_all(token, page, entry_tsc, || {
+            let _ = task::sleep_until(shared_info::now() + LOOK_NS);
+        });
     };
     // The thread preempts this one as soon as it is there.
     let starter = interrupts::without_interrupts(|| {
@@ -205,9 +210,22 @@ pub(crate) fn start_others_beside(token: Committed, entry_tsc: u64) {
         starter.map(|tid| STARTER.get_or_init(|| tid))
     });
     if starter.is_err() {
-        println!("segue: start failed: no memory for the thread that starts the other vCPUs");
-        crate::end::end(hypercall::ShutdownReason::Poweroff);
+        // There is no memory for a thread: at once, then, on this one, which runs alone so far.
+        interrupts::without_interrupts(|| {
+            start_all(token, page, entry_tsc, core::hint::spin_loop);
+        });
     }
+}
+
+/// The vCPU that is being started, until it is decided whether it has come up.
+static STARTING: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = u32::MAX;
+
+/// Decides it, by the vCPU itself: it has, or by who starts it: it has not, and may be reset. False
+/// if the other one was first: a vCPU that runs threads is never reset.
+fn decide(vcpu: u32) -> bool {
+    let decided = STARTING.compare_exchange(vcpu, NOBODY, Ordering::AcqRel, Ordering::Acquire);
+    decided.is_ok()
 }
 
 /// Starts all other vCPUs, one after the other. `pause` is how to wait for one.
@@ -236,6 +254,7 @@ pub unsafe fn start_others(
             return Err(StartError { vcpu });
         };
         let before = online();
+        // Whether it has come.
         let start = |limit_ns| {
             apic::init(token, apic_id);
             if limit_ns != START_LIMITS_NS[0] {
@@ -243,8 +262,6 @@ pub unsafe fn start_others(
                 while shared_info::now() < reset {
                     pause();
                 }
-                // It may have come up just before.
-                ONLINE.store(before, Ordering::Release);
                 emergency_println!("segue: vCPU {vcpu} is started again");
             }
             // SAFETY: the vCPU does not run; its data is nobody's; the boot tables map all below
@@ -261,12 +278,16 @@ pub unsafe fn start_others(
                     },
                 );
             }
+            STARTING.store(vcpu, Ordering::Release);
             apic::startup(token, apic_id, page.as_u64() as u8);
             let deadline = shared_info::now() + limit_ns;
-            while online() == before && shared_info::now() < deadline {
+            while online() == before {
+                if shared_info::now() >= deadline && decide(vcpu) {
+                    return false;
+                }
                 pause();
             }
-            online() != before
+            true
         };
         if !START_LIMITS_NS.into_iter().any(start) {
             return Err(StartError { vcpu });
@@ -331,6 +352,10 @@ extern "C" fn started(vcpu: u64) -> ! {
     apic::enable(token);
     if let Some(ports) = crate::boot::ports() {
         ports.enable_on(token, percpu::this());
+    }
+    if !decide(vcpu as u32) {
+        // Too late: it is started again.
+        halt()
     }
     ONLINE.fetch_add(1, Ordering::AcqRel);
     sched::run(vcpu as u32)

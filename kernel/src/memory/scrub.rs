@@ -11,7 +11,7 @@
 use crate::memory::{Extent, vm};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::instructions::interrupts;
 
 /// More than can come together: the image before, and trials that failed since.
@@ -64,8 +64,21 @@ fn next() -> Option<Extent> {
     rest.part(last, 1)
 }
 
+/// In a blackout nobody overwrites anything: the processor is wanted for others.
+static HELD: AtomicBool = AtomicBool::new(false);
+
+/// Has idle vCPUs leave it, or not.
+pub(crate) fn hold(on: bool) {
+    HELD.store(on, Ordering::Relaxed);
+}
+
+/// [`step`] for a vCPU that has nothing else to do.
+pub(crate) fn idle_step() -> bool {
+    !HELD.load(Ordering::Relaxed) && step()
+}
+
 /// Overwrites a frame, if one waits; says whether there was one.
-pub(crate) fn step() -> bool {
+fn step() -> bool {
     // Not to be left half done: who needs the memory waits for it.
     frames() > 0 && interrupts::without_interrupts(|| next().map(overwrite).is_some())
 }

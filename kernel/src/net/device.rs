@@ -214,8 +214,8 @@ fn begin_with(token: Committed) -> Result<(), String> {
         thaw,
     });
     start_stack(|_| stack, |line| println!("segue: {line}"));
-    // The network's thread begins when this has attached what came: the first that it does for
-    // connections is to look at what waits for them.
+    // The network's thread begins when a device is attached: the first that it does for connections
+    // is to look at what waits for them.
     let bus = Xenbus::new(token, Devices::default());
     let mut bus = bus.inspect_err(|_| notify()).map_err(|e| e.to_string())?;
     bus.adopt();

@@ -765,7 +765,7 @@ impl Socket for TcpSocket {
             return result;
         }
         let state = self.get();
-        let defaults = tcp::Config::default();
+        let defaults = super::look(|stack| *stack.engine.config()).unwrap_or_default();
         let size = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         Ok(Value::Number(match name {
             Name::Linger => return Ok(Value::Linger(state.linger)),

@@ -15,7 +15,7 @@ use crate::entry;
 use crate::memory::paging::{AddressSpace, Perms};
 use crate::memory::vm::{self, TablePool};
 use crate::memory::workspace::Workspace;
-use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE, PhysAddr, heap};
+use crate::memory::{Extent, ExtentSet, Gfn, PAGE_SIZE, PhysAddr, heap, scrub};
 use crate::replace::figures::{self, Figures, MAX_REASON};
 use crate::replace::park::{self, Park, Phase};
 use crate::replace::placed::Place;
@@ -464,6 +464,7 @@ pub fn commit() {
     }
     stamp(park, Phase::Commit);
     p.stumble(Place::Committed);
+    scrub::hold(true);
     if p.crashed.is_some() {
         start_others(token, park);
     } else {
@@ -494,6 +495,7 @@ pub fn commit() {
         core::hint::spin_loop();
     }
     stamp(park, Phase::Adopt);
+    scrub::hold(false);
     let after = cpu.counters();
     // The blackout is over: what follows takes whatever time it takes.
     if let Some(id) = p.watchdog {

@@ -286,7 +286,9 @@ pub fn replace_image(
     let token = Committed::get().ok_or(ReplaceError::Busy)?;
     let _turn = Turn::take()?;
     called();
-    smp::wait_for_all();
+    if !smp::wait_for_all() {
+        return Err(ReplaceError::Busy);
+    }
     // The new image gets a place in one piece.
     scrub::finish();
     // The record names the vCPU that runs the trial: this thread stays on it.

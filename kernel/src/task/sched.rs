@@ -143,6 +143,10 @@ pub(crate) fn become_main(tls: Tls) {
     FsBase::write(VirtAddr::new(main.fs.load(Ordering::Relaxed)));
     THREADS.lock().insert(main.tid(), Arc::clone(&main));
     cpu.set_current(Arc::into_raw(main));
+    if let Some(vcpu) = vcpu(cpu.vcpu()) {
+        vcpu.running
+            .store(Priority::Normal as u8, Ordering::Relaxed);
+    }
 }
 
 /// What a vCPU does that has come up: run threads, for ever.
@@ -633,9 +637,8 @@ fn look_for_work(token: Committed, vcpu: &Vcpu) {
         }
         return;
     }
-    // Not in a blackout, while others wait for a processor to come up on; and with a look at what
-    // has come after each frame: an emulator takes long for one.
-    if smp::online() >= smp::vcpus() && scrub::step() {
+    // With a look at what has come after each frame: an emulator takes long for one.
+    if scrub::idle_step() {
         interrupts::enable();
         x86_64::instructions::nop();
         return;

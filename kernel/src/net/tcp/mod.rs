@@ -274,7 +274,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             send_buffer: 256 << 10,
-            recv_buffer: 256 << 10,
+            recv_buffer: FIRST_RECV,
             buffer_memory: 16 << 20,
             max_connections: 16_384,
             max_time_wait: 4096,
@@ -298,6 +298,9 @@ impl Default for Config {
     }
 }
 
+/// What a connection may have received and not read, in bytes, before anything was read: it grows by
+/// what is, so that one that nobody reads does not take more.
+const FIRST_RECV: u32 = 256 << 10;
 /// Largest receive ring of one connection, in bytes, and as a part of all buffers.
 const MOST_RECV: usize = 1 << 20;
 const RECV_SHARE: usize = 16;
@@ -486,6 +489,11 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// What it was made with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// An engine without connections, in memory of the heap's. The secret must be random and is
     /// nobody else's.
     ///
@@ -678,7 +686,9 @@ impl Engine {
             let has = self.buffers.size(block.rx);
             has.max(2 * buffers::SMALLEST).min(block.rx_max)
         } else {
-            block.rx_max
+            // Anew every 4 GiB, which nobody notices: the window told never moves back.
+            let read = block.rcv_read - block.irs;
+            block.rx_max.min(read.max(FIRST_RECV))
         }
     }
 
@@ -689,7 +699,8 @@ impl Engine {
             block.rcv_read = block.readable_end();
         }
         if block.rx != NONE && block.rcv_read == block.readable_end() && block.ooo.is_empty() {
-            block.rx_class = buffers::class_for(self.buffers.size(block.rx));
+            let size = self.buffers.size(block.rx).min(FIRST_RECV);
+            block.rx_class = buffers::class_for(size);
             self.buffers.give(core::mem::replace(&mut block.rx, NONE));
         }
     }

@@ -446,6 +446,36 @@ fn our_window_closes_and_opens_in_worthwhile_steps() {
 }
 
 #[test]
+fn our_window_grows_by_what_is_read() {
+    const STEP: u32 = 32 << 10;
+    let config = Config {
+        recv_buffer: 1 << 20,
+        window_scale: true,
+        ..plain()
+    };
+    let (mut script, id) = Script::accepted(config, "mss 1000 ws 0");
+    // As much as is taken while nobody reads, in KiB.
+    let fill = |script: &mut Script| {
+        let end = |script: &Script| {
+            let block = &script.engine.blocks[id.slot];
+            block.rcv_nxt - block.irs
+        };
+        let (begin, mut refused) = (end(script), 0);
+        while refused < 2 {
+            let at = end(script);
+            script.them(&format!("A {at}:{} ack 1", at + STEP));
+            script.us();
+            refused += u32::from(end(script) == at);
+        }
+        (end(script) - begin) >> 10
+    };
+    for expected in [256, 256, 512, 1024, 1024] {
+        assert_eq!(fill(&mut script), expected);
+        while script.read(id).is_ok_and(|len| len > 0) {}
+    }
+}
+
+#[test]
 fn time_wait_lasts_and_makes_room() {
     let (mut script, id) = Script::accepted(plain(), "mss 1000");
     script.engine.close(script.now, id).unwrap();
