@@ -15,7 +15,7 @@ use crate::test::least_mib;
 
 pub fn start(bench: &Bench) -> Result<Vec<Row>> {
     let image = &bench.images.hello;
-    let count = bench.pick(7, 3) as usize;
+    let count = bench.pick(7, 2) as usize;
     let mut rows = Vec::new();
     for kind in Kind::ALL {
         let (mut times, mut maps) = (Vec::new(), Vec::new());
