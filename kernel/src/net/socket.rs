@@ -765,15 +765,25 @@ impl Socket for TcpSocket {
             return result;
         }
         let state = self.get();
-        let defaults = super::look(|stack| *stack.engine.config()).unwrap_or_default();
+        let config = || super::look(|stack| *stack.engine.config()).unwrap_or_default();
         let size = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         Ok(Value::Number(match name {
             Name::Linger => return Ok(Value::Linger(state.linger)),
             Name::NoDelay => i32::from(state.options.nodelay),
             Name::KeepAlive => i32::from(state.options.keepalive.is_some()),
             Name::Ttl => i32::from(state.options.ttl.unwrap_or(super::HOPS)),
-            Name::SendBuffer => size(state.options.send_buffer.unwrap_or(defaults.send_buffer)),
-            Name::ReceiveBuffer => size(state.options.recv_buffer.unwrap_or(defaults.recv_buffer)),
+            Name::SendBuffer => size(
+                state
+                    .options
+                    .send_buffer
+                    .unwrap_or_else(|| config().send_buffer),
+            ),
+            Name::ReceiveBuffer => size(
+                state
+                    .options
+                    .recv_buffer
+                    .unwrap_or_else(|| config().recv_buffer),
+            ),
             Name::Broadcast => 0,
             Name::Error => match state.kind {
                 Kind::Connected { id, .. } => {
