@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a peer may be silent.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -163,8 +163,9 @@ pub struct Datagrams {
 
 /// Datagrams that are sent back before somebody else may want to pause.
 const AT_ONCE: usize = 64;
-/// How often a datagram is tried again for which there is no room, and after what time.
-const TRIES: usize = 20;
+/// How long a datagram waits for room, and when it is tried again: after a switch more come at once
+/// than a backend takes answers at once.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(1);
 
 impl Datagrams {
@@ -234,17 +235,24 @@ impl Datagrams {
                 };
                 // Whether it arrives is UDP's affair: a peer may be gone or too far to send to.
                 let datagram = buf.get(..len).unwrap_or_default();
-                for _ in 0..TRIES {
-                    match self.socket.send_to(datagram, peer) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            std::thread::sleep(RETRY);
-                        }
-                        _ => break,
-                    }
+                if !patiently(ROOM_WITHIN, || self.socket.send_to(datagram, peer)) {
+                    eprintln!("echo: udp: dropped=1 to={peer} reason=\"no room to send\"");
                 }
             }
         }
     }
+}
+
+/// Sends as soon as there is room; false if there was none in time.
+fn patiently<T>(limit: Duration, mut send: impl FnMut() -> io::Result<T>) -> bool {
+    let start = Instant::now();
+    while send().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+        if start.elapsed() >= limit {
+            return false;
+        }
+        std::thread::sleep(RETRY);
+    }
+    true
 }
 
 /// An answer to something sent before, such as a closed port.
@@ -265,6 +273,7 @@ mod tests {
     use segue::preserved::play;
     use segue_serve::{Config, Server};
     use std::io::Read;
+    use std::iter;
     use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
     use std::thread;
 
@@ -383,6 +392,20 @@ mod tests {
                 assert_eq!(sink.read(&mut [0; 1]).unwrap(), 0);
             },
         );
+    }
+
+    #[test]
+    fn a_datagram_waits_for_room_but_not_for_ever() {
+        let limit = Duration::from_secs(3600);
+        let full = || io::Error::from(io::ErrorKind::WouldBlock);
+        // So many that no small number of attempts is enough.
+        let mut room = iter::repeat_with(|| Err(full())).take(100).chain([Ok(())]);
+        assert!(patiently(limit, || room.next().unwrap()));
+        assert!(room.next().is_none());
+        assert!(!patiently(Duration::ZERO, || Err::<(), _>(full())));
+        // What can't be sent at all is nobody's to wait for.
+        let mut gone = iter::once(io::ErrorKind::NetworkUnreachable.into());
+        assert!(patiently(limit, || Err::<(), _>(gone.next().unwrap())));
     }
 
     #[test]
