@@ -11,8 +11,6 @@ pub fn clock() {
         pvclock = pvclock.min(cycles(shared_info::now));
         tsc = tsc.min(cycles(rdtsc));
     }
-    let un = (0..50).map(|_| cycles(shared_info::unclamped)).min();
-    println!("gauntlet: unclamped {un:?}");
     println!(
         "gauntlet: clock pvclock_cycles={pvclock} rdtsc_cycles={tsc} ratio={:.2}",
         pvclock as f64 / tsc as f64

@@ -24,13 +24,9 @@ impl TimeInfo {
     pub fn system_time_at(&self, tsc: u64) -> u64 {
         let delta = tsc.saturating_sub(self.tsc_timestamp);
         let mul = u64::from(self.tsc_to_system_mul);
-        // ns = (delta << shift) * mul >> 32. A TSC above 1 GHz has a shift of 0 or less: then one
-        // product's upper half is all.
-        let ns = match u32::try_from(32 + i32::from(self.tsc_shift)) {
-            Ok(up @ 0..=32) => (u128::from(delta) * u128::from(mul << up)) >> 64,
-            Ok(up) => (u128::from(delta.wrapping_shl(up - 32)) * u128::from(mul)) >> 32,
-            Err(_) => 0,
-        };
+        // ns = (delta << shift) * mul >> 32, without a branch: Xen gives no shift outside -31..=32.
+        let shift = 32u32.wrapping_sub_signed(i32::from(self.tsc_shift)) % 64;
+        let ns = (u128::from(delta) * u128::from(mul)) >> shift;
         self.system_time.wrapping_add(ns as u64)
     }
 

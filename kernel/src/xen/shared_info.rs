@@ -135,10 +135,9 @@ fn time_info() -> Option<(TimeInfo, u64)> {
         };
         let tsc = rdtsc();
         core::sync::atomic::fence(Ordering::Acquire);
-        if version & 1 == 0
-            && time.version.load(Ordering::Relaxed) == version
-            && percpu::turn() == turn
-        {
+        let (version_now, turn_now) = (time.version.load(Ordering::Relaxed), percpu::turn());
+        // One branch for all three.
+        if u64::from(version & 1 | version ^ version_now) | (turn ^ turn_now) == 0 {
             return Some((info, tsc));
         }
         core::hint::spin_loop();
