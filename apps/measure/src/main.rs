@@ -90,6 +90,8 @@ fn switches() -> f64 {
 fn wakes() -> f64 {
     const TIMES: u32 = 1000;
     static MINE: AtomicBool = AtomicBool::new(false);
+    // The run before has left it to the other: who begins too soon would take a turn too many.
+    MINE.store(false, Ordering::Release);
     let turn = |other: &Thread, mine: bool| {
         while MINE.load(Ordering::Acquire) != mine {
             thread::park();
