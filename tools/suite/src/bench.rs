@@ -132,7 +132,7 @@ fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
     let images = Images::build()?;
     // Linux and three of ours stand by at the same time.
     let xen = crate::xen(2560)?;
-    let mut bench = Bench {
+    let bench = Bench {
         xen,
         clock: images.clock_alike()?,
         measure: images.measure()?,
@@ -149,18 +149,7 @@ fn measure(quick: bool, only: &[String]) -> Result<(Vec<Row>, Setting)> {
         }
         let start = Instant::now();
         eprintln!("bench: {name} …");
-        let mut result = measure(&bench);
-        // Now and then the emulator loses a vCPU for good; a peer that is broken is so again. What
-        // fails of ours is never tried twice.
-        if let Err(error) = &result
-            && error.is::<small::Silent>()
-        {
-            eprintln!("bench: {name}: {error:#}");
-            eprintln!("bench: {name}: once more, with a fresh Linux");
-            bench.linux.take();
-            result = measure(&bench);
-        }
-        match result {
+        match measure(&bench) {
             Ok(more) => rows.extend(more),
             Err(error) => {
                 // What there is was dear; but it is no run, and is not kept.

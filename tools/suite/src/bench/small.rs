@@ -1,6 +1,5 @@
 //! Small things: the same program in an image of ours and on Linux.
 
-use std::fmt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,16 +31,6 @@ const ONE: [(&str, &str, bool); 7] = [
 /// And with two.
 const TWO: [(&str, &str, bool); 1] = [("waking another thread, 2 vCPUs", "wake_ns", true)];
 
-/// Linux has not said what it measured.
-#[derive(Debug)]
-pub struct Silent;
-
-impl fmt::Display for Silent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Linux does not run `measure`")
-    }
-}
-
 /// Measures all.
 pub fn small(bench: &Bench) -> Result<Vec<Row>> {
     let linux = bench.linux()?;
@@ -59,7 +48,7 @@ pub fn small(bench: &Bench) -> Result<Vec<Row>> {
             linux.type_bytes(format!("chmod +x /measure; taskset {mask} /measure\r").as_bytes())?;
             let line = linux
                 .wait_line(|line| line.text.starts_with("measure: "), LIMIT)
-                .context(Silent)?;
+                .context("Linux does not run `measure`")?;
             theirs.push(line.text);
         }
         for (name, key, both) in what {
