@@ -734,7 +734,9 @@ fn datagrams(s: &Shared, t: &Test) -> Result<()> {
             let vif = format!("vif{}.0", server.domain.domid());
             let counters =
                 format!("cd /sys/class/net/{vif}/statistics && grep . *_dropped *_errors");
-            s.note(format!("{vif}: {}", s.xen.host().exec(&counters)?.stdout));
+            if let Ok(said) = s.xen.host().exec(&counters) {
+                s.note(format!("{vif}: {}{}", said.stdout, said.stderr));
+            }
         }
         lost
     };
